@@ -1,0 +1,1 @@
+-- sql/saga_views.sql
