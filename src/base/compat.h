@@ -1,0 +1,165 @@
+/*-------------------------------------------------------------------------
+ *
+ * compat.h
+ *	  What differs between PostgreSQL 15 and 19, and nothing else.
+ *
+ * Every difference is a static inline function (or, where a type is meant, a
+ * macro) that has the newest server's signature, so that the rest of the tree
+ * reads as if there were only one server.  No other file looks at
+ * PG_VERSION_NUM.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef COORD_COMPAT_H
+#define COORD_COMPAT_H
+
+#include "catalog/pg_namespace.h"
+#include "catalog/pg_proc.h"
+#include "storage/lwlock.h"
+#include "storage/proc.h"
+#include "utils/acl.h"
+#include "utils/guc.h"
+#include "utils/jsonb.h"
+#include "utils/regproc.h"
+#include "utils/timestamp.h"
+#include "utils/wait_event.h"
+
+#if PG_VERSION_NUM < 170000
+#include "storage/backendid.h"
+#else
+#include "storage/procnumber.h"
+#endif
+
+/* May "role" execute "function"?  16 made the check generic. */
+static inline AclResult
+coord_function_aclcheck(Oid function, Oid role)
+{
+#if PG_VERSION_NUM < 160000
+	return pg_proc_aclcheck(function, role, ACL_EXECUTE);
+#else
+	return object_aclcheck(ProcedureRelationId, function, role, ACL_EXECUTE);
+#endif
+}
+
+/* May "role" use the objects of "schema"? */
+static inline AclResult
+coord_schema_aclcheck(Oid schema, Oid role)
+{
+#if PG_VERSION_NUM < 160000
+	return pg_namespace_aclcheck(schema, role, ACL_USAGE);
+#else
+	return object_aclcheck(NamespaceRelationId, schema, role, ACL_USAGE);
+#endif
+}
+
+/* This process's index in ProcGlobal->allProcs. */
+static inline int
+coord_my_proc_number(void)
+{
+#if PG_VERSION_NUM < 170000
+	return MyProc->pgprocno;
+#else
+	return MyProcNumber;
+#endif
+}
+
+/* Memory for a setting's "extra"; 16 has an allocator for it. */
+static inline void *
+coord_guc_malloc(size_t size)
+{
+#if PG_VERSION_NUM < 160000
+	return malloc(size);
+#else
+	return guc_malloc(LOG, size);
+#endif
+}
+
+/* Split a possibly qualified name; raises a syntax error. */
+static inline List *
+coord_qualified_name(const char *name)
+{
+#if PG_VERSION_NUM < 160000
+	return stringToQualifiedNameList(name);
+#else
+	return stringToQualifiedNameList(name, NULL);
+#endif
+}
+
+/* A wait event of our own where the server has named ones (17). */
+static inline uint32
+coord_wait_event(uint32 *slot, const char *name)
+{
+#if PG_VERSION_NUM < 170000
+	return PG_WAIT_EXTENSION;
+#else
+	if (*slot == 0)
+		*slot = WaitEventExtensionNew(name);
+	return *slot;
+#endif
+}
+
+/* A new LWLock tranche; 19 takes the name and registers it everywhere. */
+static inline int
+coord_new_tranche(const char *name)
+{
+#if PG_VERSION_NUM < 190000
+	return LWLockNewTrancheId();
+#else
+	return LWLockNewTrancheId(name);
+#endif
+}
+
+/* Make a tranche's name known in this process. */
+static inline void
+coord_register_tranche(int tranche, const char *name)
+{
+#if PG_VERSION_NUM < 190000
+	LWLockRegisterTranche(tranche, name);
+#endif
+}
+
+/* 17 knows infinite intervals. */
+static inline bool
+coord_interval_is_finite(const Interval *interval)
+{
+#if PG_VERSION_NUM < 170000
+	return true;
+#else
+	return !INTERVAL_NOT_FINITE(interval);
+#endif
+}
+
+/*
+ * Worker roles: from 17 a worker may connect as a role that cannot log in.
+ */
+#if PG_VERSION_NUM < 170000
+#define COORD_WORKER_CONNECT_FLAGS 0
+#else
+#define COORD_WORKER_CONNECT_FLAGS BGWORKER_BYPASS_ROLELOGINCHECK
+#endif
+
+/*
+ * Building jsonb.  19 keeps the result in the state; before, the last push
+ * returned it.
+ */
+#if PG_VERSION_NUM < 190000
+typedef struct JsonbInState
+{
+	JsonbParseState *parseState;
+	JsonbValue *result;
+} JsonbInState;
+
+static inline void
+coord_push_jsonb(JsonbInState *state, JsonbIteratorToken token, JsonbValue *value)
+{
+	state->result = pushJsonbValue(&state->parseState, token, value);
+}
+#else
+static inline void
+coord_push_jsonb(JsonbInState *state, JsonbIteratorToken token, JsonbValue *value)
+{
+	pushJsonbValue(state, token, value);
+}
+#endif
+
+#endif							/* COORD_COMPAT_H */

@@ -1,0 +1,594 @@
+/*-------------------------------------------------------------------------
+ *
+ * doorbell.c
+ *	  Shared memory: who works where, and what is to be done next.
+ *
+ * The tables are the truth.  What is here is a doorbell and a cache that can
+ * be rebuilt from the tables at any time: per database a bounded queue of
+ * instances that are due, in order of priority and arrival, and the time of
+ * the next timer.
+ *
+ * A transaction that makes something due notes it in backend-local memory, and
+ * the XactCallback at COMMIT, when the rows are visible to others, moves the
+ * notes into the queue and sets the latch of a worker that sleeps.  So a user's
+ * transaction neither polls nor NOTIFYs, and a worker under load finds work
+ * without reading an index whose dead entries a long snapshot keeps.
+ *
+ * Why nothing is lost:
+ *
+ * 1. The queue is full: the entry that is dropped sets "scan", and the next
+ *	  worker that finds the queue empty reads the tables.
+ * 2. A worker took entries and died: its exit sets "scan"; after a crash of the
+ *	  server the launcher starts a worker in every database, and a worker's
+ *	  first act is to scan.
+ * 3. COMMIT PREPARED: the callback at PREPARE drops the notes; the utility hook
+ *	  sets "scan" after COMMIT PREPARED; without preload the slow safety scan
+ *	  finds the rows.
+ * 4. A worker goes to sleep while an entry arrives: it looks at the queue and
+ *	  declares itself idle under the same lock under which entries arrive and
+ *	  idle workers are looked for.
+ *
+ * An entry too many (rolled back to a savepoint, already done, not due any
+ * more) is harmless: to claim is to lock the row and look again.
+ *
+ * The struct is allocated from the main segment, also without preload, from the
+ * room that PostgreSQL keeps for that; the queues are in a DSA area.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <signal.h>
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "storage/shmem.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "base/clock.h"
+#include "base/compat.h"
+#include "base/doorbell.h"
+
+/* The name carries the layout's version: two libraries never share a struct. */
+#define SHMEM_NAME "coord 1.0"
+
+/* A note taken by this transaction; see the file header. */
+typedef struct Note
+{
+	int64		id;
+	TimestampTz wake_at;
+	int			priority;
+	Oid			owner;
+} Note;
+
+CoordShared *coord_shared = NULL;
+
+/* This process's mapping of the queues; NULL until doorbell_attach_queue(). */
+static dsa_area *area = NULL;
+
+/*
+ * Notes of the open transaction.  Allocated in TopMemoryContext and kept, so
+ * that the commit callback allocates nothing.
+ */
+static Note *due = NULL;
+static int	ndue = 0;
+static int	due_size = 0;
+static int64 *finished = NULL;
+static int	nfinished = 0;
+static int	finished_size = 0;
+static bool note_request = false;
+static bool note_scan = false;
+static int64 note_interrupt = 0;
+static DatabaseSlot *note_slot = NULL;
+static bool callback_registered = false;
+
+static void xact_callback(XactEvent event, void *arg);
+
+Size
+doorbell_shmem_size(void)
+{
+	return MAXALIGN(sizeof(CoordShared));
+}
+
+/* Find or make the shared struct.  Cheap after the first call. */
+void
+doorbell_attach(void)
+{
+	bool		found;
+
+	if (coord_shared != NULL)
+		return;
+
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	coord_shared = ShmemInitStruct(SHMEM_NAME, doorbell_shmem_size(), &found);
+	if (!found)
+	{
+		memset(coord_shared, 0, sizeof(CoordShared));
+		coord_shared->tranche = coord_new_tranche("coord");
+		coord_shared->dsa_tranche = coord_new_tranche("coord_queue");
+		LWLockInitialize(&coord_shared->lock, coord_shared->tranche);
+		for (int i = 0; i < COORD_MAX_DATABASES; i++)
+		{
+			ConditionVariableInit(&coord_shared->databases[i].workers_changed);
+			coord_shared->databases[i].queue = InvalidDsaPointer;
+		}
+		for (int i = 0; i < COORD_WAIT_BUCKETS; i++)
+			ConditionVariableInit(&coord_shared->waiters[i]);
+	}
+	LWLockRelease(AddinShmemInitLock);
+
+	coord_register_tranche(coord_shared->tranche, "coord");
+	coord_register_tranche(coord_shared->dsa_tranche, "coord_queue");
+}
+
+/*
+ * Map the queues, making the area on first use in the cluster.  Done before a
+ * callback could need it, because it may fail.
+ */
+void
+doorbell_attach_queue(void)
+{
+	MemoryContext old;
+
+	doorbell_attach();
+	if (area != NULL)
+		return;
+
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
+	if (!coord_shared->dsa_created)
+	{
+		area = dsa_create(coord_shared->dsa_tranche);
+		dsa_pin(area);
+		coord_shared->dsa = dsa_get_handle(area);
+		coord_shared->dsa_created = true;
+	}
+	LWLockRelease(&coord_shared->lock);
+	if (area == NULL)
+		area = dsa_attach(coord_shared->dsa);
+	dsa_pin_mapping(area);
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * The slot of a database, NULL when there is none and "create" is false or all
+ * are taken.  A slot that was made has its queue.  Takes the lock.
+ */
+DatabaseSlot *
+doorbell_database(Oid database, bool create)
+{
+	DatabaseSlot *free_slot = NULL;
+	DatabaseSlot *result = NULL;
+
+	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < COORD_MAX_DATABASES && result == NULL; i++)
+	{
+		DatabaseSlot *slot = &coord_shared->databases[i];
+
+		if (slot->database == database)
+			result = slot;
+		else if (free_slot == NULL && !OidIsValid(slot->database))
+			free_slot = slot;
+	}
+	if (result == NULL && create && free_slot != NULL)
+	{
+		result = free_slot;
+		result->database = database;
+		result->installed = result->probe = result->requests = false;
+		result->scanning = result->starved = false;
+		result->scan = true;
+		result->wanted_by = 0;
+		result->wanted_workers = 0;
+		result->failures = 0;
+		result->retry_at = result->next_wake = result->last_spawn = 0;
+		result->queued = 0;
+	}
+	LWLockRelease(&coord_shared->lock);
+	return result;
+}
+
+/* Does "a" come before "b"? */
+static inline bool
+entry_before(const QueueEntry *a, const QueueEntry *b)
+{
+	if (a->priority != b->priority)
+		return a->priority > b->priority;
+	return (int32) (a->sequence - b->sequence) < 0;
+}
+
+static void
+heap_sift_up(QueueEntry *heap, uint32 at)
+{
+	QueueEntry	entry = heap[at];
+
+	while (at > 0)
+	{
+		uint32		parent = (at - 1) / 2;
+
+		if (!entry_before(&entry, &heap[parent]))
+			break;
+		heap[at] = heap[parent];
+		at = parent;
+	}
+	heap[at] = entry;
+}
+
+static void
+heap_sift_down(QueueEntry *heap, uint32 count, uint32 at)
+{
+	QueueEntry	entry = heap[at];
+
+	for (;;)
+	{
+		uint32		child = at * 2 + 1;
+
+		if (child >= count)
+			break;
+		if (child + 1 < count && entry_before(&heap[child + 1], &heap[child]))
+			child++;
+		if (!entry_before(&heap[child], &entry))
+			break;
+		heap[at] = heap[child];
+		at = child;
+	}
+	heap[at] = entry;
+}
+
+/*
+ * Add an entry; the lock is held.  When the queue is full a leaf, which is an
+ * entry of low rank, gives way, and "scan" says that the tables hold more.
+ */
+static void
+push_locked(DatabaseSlot *slot, QueueEntry entry)
+{
+	QueueEntry *heap;
+
+	if (!DsaPointerIsValid(slot->queue))
+	{
+		slot->scan = true;
+		return;
+	}
+	heap = dsa_get_address(area, slot->queue);
+	entry.sequence = slot->sequence++;
+	if (slot->queued == COORD_QUEUE_SIZE)
+	{
+		slot->scan = true;
+		if (!entry_before(&entry, &heap[COORD_QUEUE_SIZE - 1]))
+			return;
+		slot->queued--;
+	}
+	heap[slot->queued] = entry;
+	heap_sift_up(heap, slot->queued++);
+}
+
+/* Give the slot its queue, outside the lock since that may fail. */
+static void
+ensure_queue(DatabaseSlot *slot)
+{
+	dsa_pointer queue;
+
+	if (DsaPointerIsValid(slot->queue))
+		return;
+	queue = dsa_allocate(area, sizeof(QueueEntry) * COORD_QUEUE_SIZE);
+	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
+	if (!DsaPointerIsValid(slot->queue))
+	{
+		slot->queue = queue;
+		queue = InvalidDsaPointer;
+	}
+	LWLockRelease(&coord_shared->lock);
+	if (DsaPointerIsValid(queue))
+		dsa_free(area, queue);
+}
+
+/* Take up to "max" entries, best first; returns how many. */
+int
+doorbell_pop(DatabaseSlot *slot, QueueEntry *entries, int max)
+{
+	QueueEntry *heap;
+	int			count = 0;
+
+	ensure_queue(slot);
+	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
+	heap = dsa_get_address(area, slot->queue);
+	while (count < max && slot->queued > 0)
+	{
+		entries[count++] = heap[0];
+		heap[0] = heap[--slot->queued];
+		if (slot->queued > 0)
+			heap_sift_down(heap, slot->queued, 0);
+	}
+	LWLockRelease(&coord_shared->lock);
+	return count;
+}
+
+/*
+ * Put entries read from the tables into the queue, as many as have room.
+ * Returns how many had.
+ */
+int
+doorbell_push(DatabaseSlot *slot, const QueueEntry *entries, int count)
+{
+	int			i;
+
+	ensure_queue(slot);
+	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
+	for (i = 0; i < count && slot->queued < COORD_QUEUE_SIZE; i++)
+		push_locked(slot, entries[i]);
+	LWLockRelease(&coord_shared->lock);
+	return i;
+}
+
+/* Bring the next timer forward; the lock is held. */
+static void
+lower_wake_locked(DatabaseSlot *slot, TimestampTz wake_at)
+{
+	if (slot->next_wake == 0 || wake_at < slot->next_wake)
+		slot->next_wake = wake_at;
+}
+
+void
+doorbell_lower_wake(DatabaseSlot *slot, TimestampTz wake_at)
+{
+	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
+	lower_wake_locked(slot, wake_at);
+	LWLockRelease(&coord_shared->lock);
+}
+
+/*
+ * Wake up to "count" sleeping workers of a database, and the launcher when it
+ * has none at all.  The lock is held.
+ */
+static void
+wake_locked(Oid database, int count)
+{
+	bool		any = false;
+
+	for (int i = 0; i < COORD_MAX_WORKERS; i++)
+	{
+		WorkerSlot *worker = &coord_shared->workers[i];
+
+		if (worker->state == WORKER_FREE || worker->database != database)
+			continue;
+		any = true;
+		if (worker->state == WORKER_IDLE && count > 0)
+		{
+			/* One ring wakes one worker, not the same one twice. */
+			worker->state = WORKER_RUNNING;
+			SetLatch(&ProcGlobal->allProcs[worker->procno].procLatch);
+			count--;
+		}
+	}
+	if (!any && coord_shared->launcher_pid != 0)
+		SetLatch(&ProcGlobal->allProcs[coord_shared->launcher_procno].procLatch);
+}
+
+void
+doorbell_wake_workers(Oid database, int count)
+{
+	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
+	wake_locked(database, count);
+	LWLockRelease(&coord_shared->lock);
+}
+
+void
+doorbell_wake_launcher(void)
+{
+	LWLockAcquire(&coord_shared->lock, LW_SHARED);
+	if (coord_shared->launcher_pid != 0)
+		SetLatch(&ProcGlobal->allProcs[coord_shared->launcher_procno].procLatch);
+	LWLockRelease(&coord_shared->lock);
+}
+
+/* Something in the tables of "database" wants looking at. */
+void
+doorbell_ring_scan(Oid database)
+{
+	DatabaseSlot *slot;
+
+	doorbell_attach();
+	slot = doorbell_database(database, true);
+	if (slot == NULL)
+		return;
+	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
+	slot->scan = slot->requests = true;
+	wake_locked(database, 1);
+	LWLockRelease(&coord_shared->lock);
+}
+
+/* Where sessions that wait for an instance sleep. */
+ConditionVariable *
+doorbell_waiters(int64 id)
+{
+	uint64		hash = (uint64) id * UINT64CONST(0x9E3779B97F4A7C15) + MyDatabaseId;
+
+	return &coord_shared->waiters[(hash >> 32) % COORD_WAIT_BUCKETS];
+}
+
+/*
+ * Get everything ready that the commit callback needs: nothing in it may fail.
+ */
+static void
+prepare_notes(void)
+{
+	if (note_slot == NULL || note_slot->database != MyDatabaseId)
+	{
+		doorbell_attach_queue();
+		note_slot = doorbell_database(MyDatabaseId, true);
+		if (note_slot == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+					 errmsg("coord serves at most %d databases of a cluster",
+							COORD_MAX_DATABASES)));
+	}
+	ensure_queue(note_slot);
+	(void) dsa_get_address(area, note_slot->queue); /* map it now */
+	if (!callback_registered)
+	{
+		RegisterXactCallback(xact_callback, NULL);
+		callback_registered = true;
+	}
+}
+
+/*
+ * When this transaction commits, instance "id" is due at "wake_at".  May raise
+ * out of memory.
+ */
+void
+doorbell_due_at_commit(int64 id, int priority, Oid owner, TimestampTz wake_at)
+{
+	prepare_notes();
+	if (ndue == due_size)
+	{
+		int			size = due_size ? due_size * 2 : 64;
+
+		if (ndue == COORD_QUEUE_SIZE)
+		{
+			note_scan = true;	/* more than the queue holds: by the tables */
+			return;
+		}
+		if (due == NULL)
+			due = MemoryContextAlloc(TopMemoryContext, size * sizeof(Note));
+		else
+			due = repalloc(due, size * sizeof(Note));
+		due_size = size;
+	}
+	due[ndue].id = id;
+	due[ndue].wake_at = wake_at;
+	due[ndue].priority = priority;
+	due[ndue].owner = owner;
+	ndue++;
+}
+
+/* When this transaction commits, an operator's request waits. */
+void
+doorbell_request_at_commit(void)
+{
+	prepare_notes();
+	note_request = true;
+}
+
+/* When this transaction commits, the step of "id" that runs is cancelled. */
+void
+doorbell_interrupt_at_commit(int64 id)
+{
+	prepare_notes();
+	note_request = true;
+	note_interrupt = id;
+}
+
+/* When this transaction commits, the tables are to be looked at. */
+void
+doorbell_scan_at_commit(void)
+{
+	prepare_notes();
+	note_scan = true;
+}
+
+/* When this transaction commits, those who wait for "id" should look. */
+void
+doorbell_finished_at_commit(int64 id)
+{
+	prepare_notes();
+	if (nfinished == finished_size)
+	{
+		int			size = finished_size ? finished_size * 2 : 64;
+
+		if (finished == NULL)
+			finished = MemoryContextAlloc(TopMemoryContext, size * sizeof(int64));
+		else
+			finished = repalloc(finished, size * sizeof(int64));
+		finished_size = size;
+	}
+	finished[nfinished++] = id;
+}
+
+/* Did the open transaction start or touch instance "id"? */
+bool
+doorbell_started_here(int64 id)
+{
+	for (int i = 0; i < ndue; i++)
+	{
+		if (due[i].id == id)
+			return true;
+	}
+	return false;
+}
+
+static void
+ring(void)
+{
+	TimestampTz now = ndue > 0 ? clock_now() : 0;
+	int			pushed = 0;
+	bool		look = note_scan || note_request;
+	bool		sooner = false;
+
+	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
+	if (note_slot->database == MyDatabaseId)
+	{
+		for (int i = 0; i < ndue; i++)
+		{
+			if (due[i].wake_at <= now)
+			{
+				QueueEntry	entry = {due[i].id, 0, due[i].priority, due[i].owner};
+
+				push_locked(note_slot, entry);
+				pushed++;
+			}
+			else
+			{
+				sooner = sooner || note_slot->next_wake == 0 ||
+					due[i].wake_at < note_slot->next_wake;
+				lower_wake_locked(note_slot, due[i].wake_at);
+			}
+		}
+		note_slot->scan = note_slot->scan || note_scan;
+		if (note_request)
+		{
+			note_slot->requests = true;
+			note_slot->request_serial++;
+		}
+		for (int i = 0; i < COORD_MAX_WORKERS && note_interrupt != 0; i++)
+		{
+			WorkerSlot *worker = &coord_shared->workers[i];
+
+			if (worker->state != WORKER_FREE && worker->database == MyDatabaseId &&
+				worker->current == note_interrupt)
+			{
+				worker->interrupt = note_interrupt;
+				kill(worker->pid, SIGINT);
+			}
+		}
+		if (pushed > 0 || look || sooner)
+			wake_locked(MyDatabaseId, 1);
+	}
+	LWLockRelease(&coord_shared->lock);
+}
+
+/*
+ * At COMMIT this runs after the transaction has become visible to others and
+ * before its locks are released; nothing in it can raise an error.
+ */
+static void
+xact_callback(XactEvent event, void *arg)
+{
+	if (event == XACT_EVENT_COMMIT)
+	{
+		if (ndue > 0 || note_request || note_scan)
+			ring();
+		for (int i = 0; i < nfinished; i++)
+			ConditionVariableBroadcast(doorbell_waiters(finished[i]));
+	}
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT ||
+		event == XACT_EVENT_PREPARE)
+	{
+		ndue = nfinished = 0;
+		note_request = note_scan = false;
+		note_interrupt = 0;
+	}
+}

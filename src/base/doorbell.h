@@ -1,0 +1,127 @@
+/*-------------------------------------------------------------------------
+ *
+ * doorbell.h
+ *	  Shared memory: who works where, and what is to be done next.
+ *
+ * See doorbell.c.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef COORD_DOORBELL_H
+#define COORD_DOORBELL_H
+
+#include "postgres.h"
+
+#include "datatype/timestamp.h"
+#include "storage/condition_variable.h"
+#include "storage/lwlock.h"
+#include "utils/dsa.h"
+
+#define COORD_MAX_DATABASES 128
+#define COORD_MAX_WORKERS 64
+#define COORD_WAIT_BUCKETS 64
+#define COORD_QUEUE_SIZE 8192
+
+/* Something due: an instance to look at. */
+typedef struct QueueEntry
+{
+	int64		id;
+	uint32		sequence;		/* arrival, for order within a priority */
+	int32		priority;
+	Oid			owner;
+} QueueEntry;
+
+/* One database with coord in it.  Protected by CoordShared.lock. */
+typedef struct DatabaseSlot
+{
+	Oid			database;		/* InvalidOid: free */
+	bool		installed;		/* a worker saw the extension there */
+	bool		probe;			/* a worker should look */
+	bool		scan;			/* the tables may hold due work not in queue */
+	bool		requests;		/* operators' requests may be waiting */
+	bool		scanning;		/* a worker is filling the queue from the tables */
+	bool		starved;		/* no worker could be started, was logged */
+	uint32		request_serial; /* raised with each request */
+	int			wanted_by;		/* pid that wants the database without workers */
+	int			wanted_workers;
+	int			failures;		/* worker failures in a row */
+	TimestampTz retry_at;		/* no worker before */
+	TimestampTz next_wake;		/* earliest timer; 0: none */
+	TimestampTz last_spawn;
+	dsa_pointer queue;			/* QueueEntry[COORD_QUEUE_SIZE], a heap */
+	uint32		queued;
+	uint32		sequence;
+	ConditionVariable workers_changed;
+} DatabaseSlot;
+
+typedef enum WorkerState
+{
+	WORKER_FREE,
+	WORKER_STARTING,			/* asked for, process not there yet */
+	WORKER_RUNNING,
+	WORKER_IDLE
+} WorkerState;
+
+/* One worker.  State under CoordShared.lock; "current" is the worker's own. */
+typedef struct WorkerSlot
+{
+	WorkerState state;
+	int			pid;
+	int			procno;
+	Oid			database;
+	TimestampTz started_at;
+	bool		asked_to_stop;
+
+	/* What it is doing; written by the worker alone, read without a lock. */
+	volatile int64 current;		/* saga, 0: none */
+	volatile int64 definition;
+	volatile int32 ordinal;
+	volatile int32 phase;
+	volatile Oid owner;
+	volatile TimestampTz since;
+	volatile int64 interrupt;	/* the saga whose step is to be cancelled */
+} WorkerSlot;
+
+typedef struct CoordShared
+{
+	LWLock		lock;
+	int			tranche;
+	int			dsa_tranche;
+	dsa_handle	dsa;
+	bool		dsa_created;
+	int			launcher_pid;
+	int			launcher_procno;
+	bool		rescan;			/* launcher: look at pg_database again */
+	DatabaseSlot databases[COORD_MAX_DATABASES];
+	WorkerSlot	workers[COORD_MAX_WORKERS];
+	ConditionVariable waiters[COORD_WAIT_BUCKETS];
+} CoordShared;
+
+/* Valid after doorbell_attach(). */
+extern CoordShared *coord_shared;
+
+extern Size doorbell_shmem_size(void);
+extern void doorbell_attach(void);
+extern void doorbell_attach_queue(void);
+
+/* For the session that makes something due, changed or finished. */
+extern void doorbell_due_at_commit(int64 id, int priority, Oid owner, TimestampTz wake_at);
+extern void doorbell_request_at_commit(void);
+extern void doorbell_interrupt_at_commit(int64 id);
+extern void doorbell_finished_at_commit(int64 id);
+extern void doorbell_scan_at_commit(void);
+extern bool doorbell_started_here(int64 id);
+
+/* For whoever has just seen something committed. */
+extern void doorbell_ring_scan(Oid database);
+extern ConditionVariable *doorbell_waiters(int64 id);
+
+/* For workers. */
+extern DatabaseSlot *doorbell_database(Oid database, bool create);
+extern int	doorbell_pop(DatabaseSlot *slot, QueueEntry *entries, int max);
+extern int	doorbell_push(DatabaseSlot *slot, const QueueEntry *entries, int count);
+extern void doorbell_wake_workers(Oid database, int count);
+extern void doorbell_wake_launcher(void);
+extern void doorbell_lower_wake(DatabaseSlot *slot, TimestampTz wake_at);
+
+#endif							/* COORD_DOORBELL_H */

@@ -1,0 +1,18 @@
+/*-------------------------------------------------------------------------
+ *
+ * errors.h
+ *	  SQLSTATEs of coord's own, for what no standard code says.
+ *
+ * doc/errors.md lists them for users.  Class ZC is in the range that the SQL
+ * standard leaves to implementations.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef COORD_ERRORS_H
+#define COORD_ERRORS_H
+
+#define ERRCODE_COORD_KEY_REUSED			MAKE_SQLSTATE('Z','C','0','0','5')
+#define ERRCODE_COORD_ILLEGAL_TRANSITION	MAKE_SQLSTATE('Z','C','0','0','6')
+#define ERRCODE_COORD_VERSION_MISMATCH		MAKE_SQLSTATE('Z','C','0','0','7')
+
+#endif							/* COORD_ERRORS_H */

@@ -1,0 +1,26 @@
+/*-------------------------------------------------------------------------
+ *
+ * guc.h
+ *	  coord's settings.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef COORD_GUC_H
+#define COORD_GUC_H
+
+#include "datatype/timestamp.h"
+
+/* Owned by guc.c, written by the GUC machinery only. */
+extern char *guc_correlation_id;
+extern bool guc_enabled;
+extern int	guc_max_workers;
+extern int	guc_saga_retention;		/* minutes */
+extern int	guc_worker_idle_timeout;	/* ms */
+extern TimestampTz guc_test_now_value;	/* 0: not set */
+#ifdef COORD_DEBUG_POINTS
+extern char *guc_debug_point;
+#endif
+
+extern void guc_define(void);
+
+#endif							/* COORD_GUC_H */

@@ -1,0 +1,201 @@
+/*-------------------------------------------------------------------------
+ *
+ * installation.c
+ *	  Is coord here, is it the version this library is for, may it act?
+ *
+ * The installed script's version is told by a function that the script makes
+ * and whose name bears it: looking it up is one syscache hit that ALTER
+ * EXTENSION .. UPDATE invalidates everywhere, so it can be asked at every
+ * entry.
+ *
+ * A copy is told by coord_internal.identity.  The script writes one row with
+ * the system identifier and database oid; the row is dumped with the data.  A
+ * database made from a template has only the original's row, a restored one has
+ * the original's beside its own: any row that is not about this database says
+ * that it is a copy, which must not act until coord.resume().
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+#include "catalog/namespace.h"
+#include "catalog/objectaddress.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_namespace.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/syscache.h"
+
+#include "base/errors.h"
+#include "base/guc.h"
+#include "base/installation.h"
+#include "base/query.h"
+
+#define LIBRARY_VERSION "1.0"
+#define VERSION_FUNCTION "version_1_0"
+
+/* What the tables said, until an invalidation of either says otherwise. */
+static bool state_valid = false;
+static EngineState state = ENGINE_RUNNING;
+static Oid	pause_relid = InvalidOid;
+static bool callback_registered = false;
+
+PG_FUNCTION_INFO_V1(coord_internal_system_identifier);
+PG_FUNCTION_INFO_V1(coord_internal_engine_state);
+PG_FUNCTION_INFO_V1(coord_internal_state_changed);
+
+/* Is the extension installed in this database? */
+bool
+installation_exists(void)
+{
+	return OidIsValid(get_namespace_oid("coord_internal", true)) &&
+		OidIsValid(get_extension_oid("coord", true));
+}
+
+/*
+ * Raise ZC007 unless the SQL objects are those that this library was made for.
+ */
+void
+installation_check(void)
+{
+	Oid			namespace = get_namespace_oid("coord_internal", true);
+	oidvector  *noargs = buildoidvector(NULL, 0);
+	bool		found;
+
+	found = OidIsValid(namespace) &&
+		SearchSysCacheExists3(PROCNAMEARGSNSP, CStringGetDatum(VERSION_FUNCTION),
+							  PointerGetDatum(noargs), ObjectIdGetDatum(namespace));
+	pfree(noargs);
+	if (!found)
+		ereport(ERROR,
+				(errcode(ERRCODE_COORD_VERSION_MISMATCH),
+				 errmsg("coord's library and SQL objects are of different versions"),
+				 errdetail("The library loaded in this process is version %s.",
+						   LIBRARY_VERSION),
+				 errhint("Restart the server after installing a new library, then run ALTER EXTENSION coord UPDATE in this database.")));
+}
+
+/*
+ * Take part in what DROP EXTENSION excludes: every turn holds AccessShareLock
+ * on the extension until its transaction ends, DROP EXTENSION takes
+ * AccessExclusiveLock on it before it looks at a table, coord.drain() takes
+ * ExclusiveLock.  One lock, taken first by all: no deadlock.  Returns false
+ * when the extension is gone.
+ */
+bool
+installation_lock(LOCKMODE mode)
+{
+	Oid			extension = get_extension_oid("coord", true);
+
+	if (!OidIsValid(extension))
+		return false;
+	LockDatabaseObject(ExtensionRelationId, extension, 0, mode);
+	return get_extension_oid("coord", true) == extension &&
+		OidIsValid(get_namespace_oid("coord_internal", true));
+}
+
+static void
+relcache_callback(Datum arg, Oid relid)
+{
+	if (!OidIsValid(relid) || relid == pause_relid)
+		state_valid = false;
+}
+
+/* Make every process read the engine's state again once this commits. */
+void
+installation_state_changed(void)
+{
+	Oid			namespace = get_namespace_oid("coord_internal", false);
+
+	CacheInvalidateRelcacheByRelid(get_relname_relid("engine_pause", namespace));
+	state_valid = false;
+}
+
+/*
+ * May the engine act here?  Reads the tables only after something changed.
+ */
+EngineState
+installation_state(void)
+{
+	static Statement read = {
+		"SELECT EXISTS (SELECT FROM coord_internal.engine_pause),"
+		" EXISTS (SELECT FROM coord_internal.identity"
+		" WHERE (system_identifier, database) IS DISTINCT FROM ($1, $2))",
+		2, {INT8OID, OIDOID}
+	};
+
+	if (!guc_enabled)
+		return ENGINE_DISABLED;
+
+	if (!callback_registered)
+	{
+		CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+		callback_registered = true;
+	}
+	if (!state_valid)
+	{
+		QueryScope	scope;
+		Datum		values[2];
+		bool		isnull;
+		bool		paused;
+		bool		copy;
+
+		/* First mark valid: an invalidation that arrives meanwhile wins. */
+		pause_relid = get_relname_relid("engine_pause",
+										get_namespace_oid("coord_internal", false));
+		state_valid = true;
+		query_begin(&scope);
+		values[0] = Int64GetDatum((int64) GetSystemIdentifier());
+		values[1] = ObjectIdGetDatum(MyDatabaseId);
+		query_run_latest(&read, values, NULL, 0);
+		paused = DatumGetBool(query_value(0, 1, &isnull));
+		copy = DatumGetBool(query_value(0, 2, &isnull));
+		query_end(&scope);
+		state = copy ? ENGINE_COPY : paused ? ENGINE_PAUSED : ENGINE_RUNNING;
+	}
+	return state;
+}
+
+const char *
+installation_state_text(EngineState which)
+{
+	switch (which)
+	{
+		case ENGINE_RUNNING:
+			return "running";
+		case ENGINE_DISABLED:
+			return "disabled";
+		case ENGINE_PAUSED:
+			return "paused";
+		case ENGINE_COPY:
+			return "copy";
+	}
+	return NULL;
+}
+
+Datum
+coord_internal_system_identifier(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64((int64) GetSystemIdentifier());
+}
+
+Datum
+coord_internal_engine_state(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TEXT_P(cstring_to_text(installation_state_text(installation_state())));
+}
+
+/* For the script's own statements that write identity or engine_pause. */
+Datum
+coord_internal_state_changed(PG_FUNCTION_ARGS)
+{
+	installation_state_changed();
+	PG_RETURN_VOID();
+}

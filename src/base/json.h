@@ -1,0 +1,42 @@
+/*-------------------------------------------------------------------------
+ *
+ * json.h
+ *	  Building and reading jsonb with one call per member.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef COORD_JSON_H
+#define COORD_JSON_H
+
+#include "postgres.h"
+
+#include "utils/numeric.h"
+
+#include "base/compat.h"
+
+typedef struct JsonWriter
+{
+	JsonbInState state;
+} JsonWriter;
+
+extern void json_begin_object(JsonWriter *writer);
+extern void json_end_object(JsonWriter *writer);
+extern void json_begin_array(JsonWriter *writer);
+extern void json_end_array(JsonWriter *writer);
+extern void json_key(JsonWriter *writer, const char *key);
+extern void json_string(JsonWriter *writer, const char *value);
+extern void json_string_element(JsonWriter *writer, const char *value);
+extern void json_integer(JsonWriter *writer, int64 value);
+extern void json_bool(JsonWriter *writer, bool value);
+extern void json_null(JsonWriter *writer);
+extern void json_numeric(JsonWriter *writer, Numeric value);
+extern void json_value(JsonWriter *writer, Jsonb *value);
+extern void json_element(JsonWriter *writer, Jsonb *value);
+extern void json_member(JsonWriter *writer, JsonbValue *value);
+extern Jsonb *json_finish(JsonWriter *writer);
+
+extern JsonbValue *json_get(Jsonb *object, const char *key, JsonbValue *result);
+extern char *json_get_text(Jsonb *object, const char *key);
+extern bool json_is_object(Jsonb *value);
+
+#endif							/* COORD_JSON_H */

@@ -1,0 +1,48 @@
+/*-------------------------------------------------------------------------
+ *
+ * saga.h
+ *	  What the rest of coord may know of sagas.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef COORD_SAGA_H
+#define COORD_SAGA_H
+
+#include "postgres.h"
+
+#include "datatype/timestamp.h"
+
+#include "base/doorbell.h"
+
+/* How a turn ended, for the worker that asked for it. */
+typedef struct SagaTurnResult
+{
+	int			sagas;			/* instances claimed */
+	int			steps;			/* calls of user code */
+	int			leftover;		/* entries not got to, at the front of "entries" */
+} SagaTurnResult;
+
+typedef enum SagaTurnOutcome
+{
+	SAGA_TURN_DONE,
+	SAGA_TURN_FAILED,			/* wait a little */
+	SAGA_TURN_HALTED,			/* paused, disabled, or a copy */
+	SAGA_TURN_GONE				/* no extension any more */
+} SagaTurnOutcome;
+
+extern void saga_register(void);
+
+/* For workers; see saga_turn.c. */
+extern int	saga_turn_size(void);
+extern SagaTurnOutcome saga_worker_turn(QueueEntry *entries, int count, SagaTurnResult *result);
+extern int	saga_scan_due(TimestampTz mark_at, int64 mark_id, TimestampTz until,
+						  QueueEntry *entries, int max,
+						  TimestampTz *last_at, int64 *last_id);
+extern TimestampTz saga_next_wake(TimestampTz after);
+extern int	saga_scan_priority(TimestampTz until, QueueEntry *entries, int max);
+extern void saga_apply_requests(void);
+extern void saga_housekeeping(void);
+extern void saga_crash_attach(int worker_slot);
+extern void saga_crash_detach(void);
+
+#endif							/* COORD_SAGA_H */

@@ -1,0 +1,612 @@
+/*-------------------------------------------------------------------------
+ *
+ * saga_advance.c
+ *	  What happens next in a saga.
+ *
+ * saga_advance() takes a loaded instance as far as it can go now: forward along
+ * the graph, or back through the compensations, until it is finished, has to
+ * wait for a time, for an operator, or for the transaction to end.  It only
+ * changes the instance in memory; saga_store.c writes it in the same
+ * transaction in which the calls had their effects.  That is the whole of
+ * "exactly once": there is no moment at which an effect is committed and its
+ * record is not.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "base/clock.h"
+#include "base/debug_point.h"
+#include "base/errors.h"
+#include "saga/saga_instance.h"
+
+#define DEFAULT_ATTEMPTS 3
+#define DEFAULT_COMPENSATION_ATTEMPTS 25
+
+/* A saga that runs longer than this in one transaction lets it end. */
+#define SAGA_BUDGET_US 20000
+
+/* The one writer of a saga's status. */
+void
+saga_set_status(Saga *saga, SagaEvent event)
+{
+	saga->status = machine_next(&saga_machine, saga->status, event);
+	saga->dirty = true;
+	if (saga_status_is_final(saga->status))
+	{
+		saga->finished_at = clock_now();
+		saga->wake_at = 0;
+	}
+}
+
+/* The one writer of a step's status. */
+void
+saga_set_step(Saga *saga, int ordinal, StepEvent event)
+{
+	StepState  *state = &saga->steps[ordinal];
+
+	state->status = machine_next(&step_machine, state->status, event);
+	state->dirty = true;
+	saga->dirty = true;
+}
+
+static bool
+step_is_final(const StepState *state)
+{
+	return state->status == STEP_COMPLETED || state->status == STEP_SKIPPED ||
+		state->status == STEP_FAILED;
+}
+
+/* Has the point of no return been passed? */
+bool
+saga_pivot_done(const Saga *saga)
+{
+	return saga->def->pivot >= 0 &&
+		saga->steps[saga->def->pivot].status == STEP_COMPLETED;
+}
+
+static void
+push_ready(Saga *saga, int ordinal)
+{
+	int			at = (saga->ready_head + saga->ready_count) % saga->def->nsteps;
+
+	saga->ready[at] = ordinal;
+	saga->ready_count++;
+}
+
+/* Does the trigger rule of a step whose predecessors are all final hold? */
+static bool
+rule_holds(const Saga *saga, int ordinal)
+{
+	const StepDef *step = &saga->def->steps[ordinal];
+	int			completed = 0;
+	int			failed = 0;
+
+	for (int i = 0; i < step->nafter; i++)
+	{
+		switch (saga->steps[step->after[i]].status)
+		{
+			case STEP_SKIPPED:
+				break;
+			case STEP_FAILED:
+				failed++;
+				break;
+			default:
+				completed++;
+		}
+	}
+	switch (step->rule)
+	{
+		case RULE_NONE_FAILED:
+			return failed == 0;
+		case RULE_ALL_SUCCESS:
+			return completed == step->nafter;
+		case RULE_ONE_SUCCESS:
+			return completed > 0;
+		case RULE_ONE_FAILED:
+			return failed > 0;
+		case RULE_ALL_DONE:
+		case RULE_ALWAYS:
+			return true;
+	}
+	return true;
+}
+
+/*
+ * A step whose predecessors are all final becomes ready, or is skipped because
+ * its rule does not hold.  Skipping unblocks others; a worklist instead of
+ * recursion, since chains may be ten thousand long.
+ */
+static void
+unblock(Saga *saga, int first)
+{
+	SagaDef    *def = saga->def;
+	List	   *worklist = list_make1_int(first);
+
+	while (worklist != NIL)
+	{
+		int			ordinal = llast_int(worklist);
+
+		worklist = list_delete_last(worklist);
+		if (saga->steps[ordinal].status != STEP_PENDING)
+			continue;
+		if (rule_holds(saga, ordinal))
+		{
+			saga_set_step(saga, ordinal, STEP_EVENT_UNBLOCK);
+			saga->steps[ordinal].dirty = false; /* told by the others' states */
+			push_ready(saga, ordinal);
+			continue;
+		}
+		saga_set_step(saga, ordinal, STEP_EVENT_NOT_WANTED);
+		saga->steps[ordinal].finished_at = clock_now();
+		saga->unfinished--;
+		for (int i = 0; i < def->steps[ordinal].nbefore; i++)
+		{
+			int			next = def->steps[ordinal].before[i];
+
+			if (--saga->steps[next].blocked_by == 0)
+				worklist = lappend_int(worklist, next);
+		}
+	}
+}
+
+/* A step has just become final: others may begin. */
+void
+saga_step_finished(Saga *saga, int ordinal)
+{
+	StepDef    *step = &saga->def->steps[ordinal];
+
+	saga->unfinished--;
+	for (int i = 0; i < step->nbefore; i++)
+	{
+		if (--saga->steps[step->before[i]].blocked_by == 0)
+			unblock(saga, step->before[i]);
+	}
+}
+
+/*
+ * Derive what saga_advance() works with from the states as loaded: counts,
+ * ready steps, the order of compensation.
+ */
+void
+saga_prepare(Saga *saga)
+{
+	SagaDef    *def = saga->def;
+
+	if (saga->ready == NULL)
+		saga->ready = palloc(sizeof(int) * def->nsteps);
+	saga->ready_head = saga->ready_count = 0;
+	saga->unfinished = 0;
+	saga->undo = NULL;
+
+	for (int i = 0; i < def->nsteps; i++)
+	{
+		if (!step_is_final(&saga->steps[i]))
+			saga->unfinished++;
+		saga->steps[i].blocked_by = 0;
+		for (int j = 0; j < def->steps[i].nafter; j++)
+		{
+			if (!step_is_final(&saga->steps[def->steps[i].after[j]]))
+				saga->steps[i].blocked_by++;
+		}
+	}
+	if (saga->backward)
+		return;
+	for (int i = 0; i < def->nsteps; i++)
+	{
+		StepState  *state = &saga->steps[i];
+
+		if (state->status == STEP_READY)
+			push_ready(saga, i);
+	}
+	for (int i = 0; i < def->nsteps; i++)
+	{
+		if (saga->steps[i].status == STEP_PENDING && saga->steps[i].blocked_by == 0)
+			unblock(saga, i);
+	}
+}
+
+static const Saga *compare_saga;	/* qsort() passes no argument */
+
+static int
+compare_undo(const void *a, const void *b)
+{
+	return compare_saga->steps[*(const int *) b].sequence -
+		compare_saga->steps[*(const int *) a].sequence;
+}
+
+/*
+ * The steps to compensate: completed ones with a compensation, last completed
+ * first.  A step completes after those it depends on, so this goes against the
+ * edges of any graph.
+ */
+static void
+prepare_undo(Saga *saga)
+{
+	SagaDef    *def = saga->def;
+
+	saga->undo = palloc(sizeof(int) * (def->nsteps + 1));
+	saga->nundo = saga->undo_at = 0;
+	for (int i = 0; i < def->nsteps; i++)
+	{
+		StepStatus	status = saga->steps[i].status;
+
+		if ((status == STEP_COMPLETED && def->steps[i].compensation) ||
+			status == STEP_COMPENSATING || status == STEP_COMPENSATION_FAILED)
+			saga->undo[saga->nundo++] = i;
+	}
+	compare_saga = saga;
+	qsort(saga->undo, saga->nundo, sizeof(int), compare_undo);
+}
+
+/*
+ * Turn round: from here on the saga only undoes.  "cancelled" is an operator's
+ * cancel, else it failed.  With nothing to undo it ends at once.
+ */
+void
+saga_turn_back(Saga *saga, bool cancelled, const char *cause, const char *error)
+{
+	prepare_undo(saga);
+	saga->cause = pstrdup(cause);
+	saga->error = error ? pstrdup(error) : NULL;
+	saga->backward = true;
+	saga->dirty = true;
+	saga->wake_at = clock_now();
+	if (saga->nundo > 0)
+		saga_set_status(saga, cancelled ? SAGA_EVENT_CANCEL : SAGA_EVENT_FAIL);
+	else
+		saga_set_status(saga, cancelled ? SAGA_EVENT_CANCEL_NOTHING_DONE :
+						SAGA_EVENT_FAIL_NOTHING_DONE);
+}
+
+/* Stop and wait for an operator; coord.stuck shows it. */
+void
+saga_suspend(Saga *saga, const char *error)
+{
+	saga_set_status(saga, SAGA_EVENT_SUSPEND);
+	saga->wake_at = 0;
+	if (error != NULL)
+		saga->error = pstrdup(error);
+}
+
+static void
+log_attempt(Turn *turn, Saga *saga, int ordinal)
+{
+	StepState  *state = &saga->steps[ordinal];
+	LogRow		row = {0};
+
+	row.saga = saga->id;
+	row.owner = saga->owner;
+	row.at = clock_now();
+	row.event = "attempt_failed";
+	row.step = saga->def->steps[ordinal].name;
+	row.phase = state->phase;
+	row.attempt = state->attempt;
+	row.role = saga->owner;
+	row.error = state->error;
+	row.sqlstate = state->sqlstate;
+	row.detail = state->detail;
+	row.context = state->context;
+	saga_log(turn, &row);
+}
+
+/* Attempts a step has in its present phase. */
+static int
+attempt_limit(const StepDef *step, Phase phase)
+{
+	if (step->retry.max_attempts > 0)
+		return step->retry.max_attempts;
+	return phase == PHASE_ACTION ? DEFAULT_ATTEMPTS : DEFAULT_COMPENSATION_ATTEMPTS;
+}
+
+/*
+ * An attempt failed: another one later, or the end of the step and what follows
+ * from that.
+ */
+static void
+attempt_failed(Turn *turn, Saga *saga, int ordinal, ErrorData *error)
+{
+	StepDef    *step = &saga->def->steps[ordinal];
+	StepState  *state = &saga->steps[ordinal];
+	bool		action = state->phase == PHASE_ACTION;
+	bool		again;
+
+	/* The step was cancelled for the sake of an operator's request. */
+	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED && saga_crash_interrupted())
+	{
+		state->attempt--;
+		turn->end = true;
+		if (action)
+		{
+			saga_set_step(saga, ordinal, STEP_EVENT_RETRY);
+			push_ready(saga, ordinal);
+		}
+		return;
+	}
+
+	state->error = error->message;
+	state->sqlstate = pstrdup(unpack_sql_state(error->sqlerrcode));
+	state->detail = error->detail;
+	state->context = error->context;
+	state->dirty = true;
+	saga->dirty = true;
+	log_attempt(turn, saga, ordinal);
+
+	again = retry_is_worth(&step->retry, state->sqlstate) &&
+		(state->attempt < attempt_limit(step, state->phase) ||
+		 (action && saga_pivot_done(saga)));
+	if (again)
+	{
+		state->next_attempt_at = clock_now() +
+			retry_delay(&step->retry, state->attempt);
+		if (action)
+		{
+			saga_set_step(saga, ordinal, STEP_EVENT_RETRY);
+			push_ready(saga, ordinal);
+		}
+		return;
+	}
+
+	if (!action)
+	{
+		saga_set_step(saga, ordinal, STEP_EVENT_UNDO_EXHAUST);
+		saga_suspend(saga, NULL);
+		return;
+	}
+	saga_set_step(saga, ordinal, STEP_EVENT_EXHAUST);
+	state->finished_at = clock_now();
+	if (step->optional)
+		saga_step_finished(saga, ordinal);
+	else if (saga_pivot_done(saga) || saga->def->suspend_on_exhausted)
+		saga_suspend(saga, state->error);
+	else
+		saga_turn_back(saga, false, "step_failed", state->error);
+}
+
+/*
+ * A step of a saga that was in hand when the server crashed is charged the
+ * attempt in a transaction that commits before it runs again, so that one which
+ * kills the server runs out of attempts.  Returns true when it may run now.
+ */
+static bool
+charge_suspect(Turn *turn, Saga *saga, int ordinal)
+{
+	StepState  *state = &saga->steps[ordinal];
+
+	if (saga_suspect_charged(saga->id, ordinal, state->phase))
+		return true;
+	if (state->attempt >= attempt_limit(&saga->def->steps[ordinal], state->phase))
+	{
+		ErrorData	error = {0};
+
+		error.sqlerrcode = ERRCODE_SYSTEM_ERROR;
+		error.message = "the server crashed during each attempt";
+		if (state->phase == PHASE_ACTION)
+			saga_set_step(saga, ordinal, STEP_EVENT_START);
+		attempt_failed(turn, saga, ordinal, &error);
+		return false;
+	}
+	state->attempt++;
+	state->dirty = true;
+	saga->dirty = true;
+	saga_suspect_charge(saga->id, ordinal, state->phase);
+	turn->end = true;
+	if (state->phase == PHASE_ACTION)
+		push_ready(saga, ordinal);
+	return false;
+}
+
+/* Make one call and take note of how it went. */
+static void
+run_call(Turn *turn, Saga *saga, int ordinal, Phase phase)
+{
+	StepState  *state = &saga->steps[ordinal];
+	CallResult	call = {0};
+	TimestampTz now = clock_now();
+
+	if (state->phase != phase)
+	{
+		state->phase = phase;
+		state->attempt = 0;
+		state->next_attempt_at = 0;
+		state->error = state->sqlstate = state->detail = state->context = NULL;
+	}
+	if (phase == PHASE_COMPENSATION && state->status == STEP_COMPLETED)
+		saga_set_step(saga, ordinal, STEP_EVENT_UNDO);
+
+	if (saga_is_suspect(saga->id))
+	{
+		if (!charge_suspect(turn, saga, ordinal))
+			return;
+	}
+	else
+		state->attempt++;
+
+	saga_call(turn, saga, ordinal, phase, &call);
+	if (call.outcome == CALL_NOT_NOW)
+	{
+		if (!saga_is_suspect(saga->id))
+			state->attempt--;
+		if (phase == PHASE_ACTION)
+			push_ready(saga, ordinal);
+		return;
+	}
+
+	if (saga->started_at == 0)
+		saga->started_at = now;
+	if (state->started_at == 0)
+		state->started_at = now;
+	state->next_attempt_at = 0;
+	saga->dirty = true;
+	state->dirty = true;
+	saga_suspect_uncharge(saga->id);
+
+	if (phase == PHASE_ACTION)
+		saga_set_step(saga, ordinal, STEP_EVENT_START);
+	switch (call.outcome)
+	{
+		case CALL_SUCCEEDED:
+			state->error = state->sqlstate = state->detail = state->context = NULL;
+			state->finished_at = clock_now();
+			if (phase == PHASE_ACTION)
+			{
+				state->result = call.result;
+				state->has_result = true;
+				state->sequence = saga->next_sequence++;
+				saga_set_step(saga, ordinal, STEP_EVENT_SUCCEED);
+				saga_step_finished(saga, ordinal);
+			}
+			else
+				saga_set_step(saga, ordinal, STEP_EVENT_UNDONE);
+			break;
+		case CALL_SKIPPED:
+			state->finished_at = clock_now();
+			saga_set_step(saga, ordinal, STEP_EVENT_NOT_WANTED);
+			saga_step_finished(saga, ordinal);
+			break;
+		case CALL_FAILED:
+			attempt_failed(turn, saga, ordinal, call.error);
+			break;
+		case CALL_UNRUNNABLE:
+			state->attempt--;
+			if (phase == PHASE_ACTION)
+				saga_set_step(saga, ordinal, STEP_EVENT_RETRY);
+			saga_suspend(saga, call.reason);
+			break;
+		case CALL_NOT_NOW:
+			break;
+	}
+}
+
+/*
+ * May another call be made in this transaction?
+ */
+static bool
+may_go_on(Turn *turn, Saga *saga)
+{
+	if (turn->end)
+		return false;
+	if (turn->slot && turn->slot->request_serial != turn->request_serial)
+		return false;			/* an operator waits */
+	return turn->calls == 0 ||
+		GetCurrentTimestamp() - turn->started < SAGA_BUDGET_US;
+}
+
+/* One step forward; false when nothing can be done now. */
+static bool
+advance_forward(Turn *turn, Saga *saga)
+{
+	TimestampTz now = clock_now();
+	TimestampTz wake = 0;
+	int			count = saga->ready_count;
+
+	if (saga->deadline_at != 0 && saga->deadline_at <= now && saga->unfinished > 0 &&
+		!saga_pivot_done(saga))
+	{
+		saga_turn_back(saga, false, "deadline", "the deadline has passed");
+		return true;
+	}
+	if (saga->unfinished == 0)
+	{
+		saga_set_status(saga, SAGA_EVENT_ALL_DONE);
+		return false;
+	}
+	for (int i = 0; i < count; i++)
+	{
+		int			ordinal = saga->ready[saga->ready_head];
+		StepState  *state = &saga->steps[ordinal];
+
+		saga->ready_head = (saga->ready_head + 1) % saga->def->nsteps;
+		saga->ready_count--;
+		if (state->next_attempt_at <= now)
+		{
+			run_call(turn, saga, ordinal, PHASE_ACTION);
+			return true;
+		}
+		if (wake == 0 || state->next_attempt_at < wake)
+			wake = state->next_attempt_at;
+		push_ready(saga, ordinal);
+	}
+	if (saga->deadline_at != 0 && !saga_pivot_done(saga) &&
+		(wake == 0 || saga->deadline_at < wake))
+		wake = saga->deadline_at;
+	if (wake == 0)
+		elog(ERROR, "saga " INT64_FORMAT " has nothing to wait for", saga->id);
+	saga->wake_at = wake;
+	saga->dirty = true;
+	return false;
+}
+
+/* One step back; false when nothing can be done now. */
+static bool
+advance_backward(Turn *turn, Saga *saga)
+{
+	TimestampTz now = clock_now();
+
+	if (saga->undo == NULL)
+		prepare_undo(saga);
+	while (saga->undo_at < saga->nundo)
+	{
+		int			ordinal = saga->undo[saga->undo_at];
+		StepState  *state = &saga->steps[ordinal];
+
+		if (state->status != STEP_COMPLETED && state->status != STEP_COMPENSATING)
+		{
+			saga->undo_at++;
+			continue;
+		}
+		if (state->phase == PHASE_COMPENSATION && state->next_attempt_at > now)
+		{
+			saga->wake_at = state->next_attempt_at;
+			saga->dirty = true;
+			return false;
+		}
+		run_call(turn, saga, ordinal, PHASE_COMPENSATION);
+		return true;
+	}
+	saga_settle(saga);
+	return false;
+}
+
+/* Nothing is left to undo: what has it come to? */
+void
+saga_settle(Saga *saga)
+{
+	bool		undone = false;
+
+	for (int i = 0; i < saga->def->nsteps; i++)
+		undone = undone || saga->steps[i].status == STEP_COMPENSATED;
+	saga_set_status(saga, undone ? SAGA_EVENT_ALL_UNDONE : SAGA_EVENT_NOTHING_UNDONE);
+}
+
+/*
+ * Take a saga as far as it can go in this transaction.  Afterwards it is
+ * finished, waits (wake_at in the future or never), or goes on in the next
+ * transaction (wake_at not after now).
+ */
+void
+saga_advance(Turn *turn, Saga *saga)
+{
+	bool		more = true;
+
+	if (saga->steps == NULL)
+		elog(ERROR, "saga " INT64_FORMAT " is not loaded", saga->id);
+	saga_prepare(saga);
+	while (more)
+	{
+		if (saga->status != SAGA_RUNNING && saga->status != SAGA_COMPENSATING)
+			break;
+		if (!may_go_on(turn, saga))
+		{
+			saga->wake_at = Min(saga->wake_at, clock_now());
+			break;
+		}
+		more = saga->backward ? advance_backward(turn, saga) :
+			advance_forward(turn, saga);
+	}
+	if (saga_status_is_final(saga->status))
+		saga_suspect_clear(saga->id);
+}

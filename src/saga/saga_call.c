@@ -1,0 +1,544 @@
+/*-------------------------------------------------------------------------
+ *
+ * saga_call.c
+ *	  Running a step's function as the owner of the saga.
+ *
+ * A call is made bare or guarded.  Bare, it runs in the turn's transaction
+ * itself: cheapest, and an error aborts the whole turn.  Guarded, it runs in a
+ * subtransaction, so that a failure undoes this step and nothing else, and is
+ * recorded in the same transaction.  A worker trusts a step with a bare call
+ * while it does not fail; one failure, and the step is guarded for its next
+ * thousand calls.  The turn that failed bare left nothing behind and is simply
+ * made again.
+ *
+ * A step that this process has never seen, that is slow, or that was running
+ * when a server crashed has a transaction of its own, so that no neighbour
+ * waits uncommitted behind it.  CALL_NOT_NOW asks for that.
+ *
+ * Failures that may come from the neighbours in the same transaction (a
+ * deadlock, a lock timeout, a serialization failure) are charged to a step only
+ * when it was alone.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/proc.h"
+#include "utils/builtins.h"
+#include "utils/hsearch.h"
+#include "utils/jsonpath.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timeout.h"
+#include "utils/timestamp.h"
+
+#include "base/clock.h"
+#include "base/compat.h"
+#include "base/debug_point.h"
+#include "base/json.h"
+#include "saga/saga_instance.h"
+
+/* A step whose mean is over this runs alone. */
+#define SLOW_CALL_US 5000
+
+/* Calls for which a step that failed is guarded. */
+#define DISTRUST_CALLS 1000
+
+/* Subtransactions with an xid that fit in PGPROC; beyond lies the overflow. */
+#define MAX_SUBTRANSACTIONS 48
+#define MAX_OWN_SUBXIDS 32
+
+/* A function resolved in this transaction; the key is its name's address. */
+typedef struct FunctionEntry
+{
+	const char *name;
+	bool		ready;
+	bool		returns_void;
+	FmgrInfo	function;
+} FunctionEntry;
+
+/* This process's memory of a phase of a step, made when first asked for. */
+static PhaseMemory *
+phase_memory(StepDef *step, Phase phase)
+{
+	if (step->memory == NULL)
+		step->memory = MemoryContextAllocZero(TopMemoryContext, sizeof(StepMemory));
+	return &step->memory->phase[phase];
+}
+
+/* A bare call of this step failed: guard it. */
+void
+saga_distrust(SagaDef *def, int ordinal, Phase phase)
+{
+	phase_memory(&def->steps[ordinal], phase)->distrust = DISTRUST_CALLS;
+}
+
+/* Be coord again after calls of user code. */
+void
+saga_leave_user(Turn *turn)
+{
+	if (!turn->in_user)
+		return;
+	turn->in_user = false;
+	identity_leave_user(&turn->user);
+}
+
+/* Be the saga's owner, with its definition's search_path. */
+static void
+enter_user(Turn *turn, const Saga *saga)
+{
+	if (turn->in_user && turn->user_role == saga->owner && turn->user_def == saga->def)
+		return;
+	saga_leave_user(turn);
+	identity_enter_user(&turn->user, saga->owner, saga->def->search_path);
+	turn->user_role = saga->owner;
+	turn->user_def = saga->def;
+	turn->in_user = true;
+}
+
+/*
+ * The function of a call, resolved as the owner.  Returns NULL and says why
+ * when it cannot be run; that is for an operator to mend and charges nothing.
+ */
+static FunctionEntry *
+find_function(Turn *turn, const Saga *saga, const char *name, char **reason)
+{
+	FunctionEntry *entry;
+	bool		found;
+	Oid			oid;
+
+	if (turn->functions == NULL)
+	{
+		HASHCTL		ctl = {0};
+
+		ctl.keysize = sizeof(char *);
+		ctl.entrysize = sizeof(FunctionEntry);
+		ctl.hcxt = turn->context;
+		turn->functions = hash_create("coord saga functions", 32, &ctl,
+									  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+	entry = hash_search(turn->functions, &name, HASH_ENTER, &found);
+	if (found && entry->ready)
+		return entry;
+
+	entry->ready = false;
+	oid = saga_function_usable(name, saga->owner);
+	if (!OidIsValid(oid))
+		*reason = psprintf("function %s(jsonb) does not exist, or its schema may not be used", name);
+	else if (coord_function_aclcheck(oid, saga->owner) != ACLCHECK_OK)
+		*reason = psprintf("permission denied for function %s", name);
+	else
+	{
+		entry->returns_void = get_func_rettype(oid) == VOIDOID;
+		fmgr_info_cxt(oid, &entry->function, turn->context);
+		entry->ready = true;
+		return entry;
+	}
+	return NULL;
+}
+
+/* The document a function gets; see doc/saga.md. */
+static Jsonb *
+context_document(const Saga *saga, int ordinal, Phase phase)
+{
+	const StepDef *step = &saga->def->steps[ordinal];
+	const StepState *state = &saga->steps[ordinal];
+	JsonWriter	writer = {0};
+	char		idempotency_key[CHECK_NAME_MAX + 64];
+
+	snprintf(idempotency_key, sizeof(idempotency_key), INT64_FORMAT "/%s%s",
+			 saga->id, step->name, phase == PHASE_COMPENSATION ? "/compensation" : "");
+
+	json_begin_object(&writer);
+	json_key(&writer, "saga_id");
+	json_integer(&writer, saga->id);
+	json_key(&writer, "saga");
+	json_string(&writer, saga->def->name);
+	json_key(&writer, "step");
+	json_string(&writer, step->name);
+	json_key(&writer, "attempt");
+	json_integer(&writer, state->attempt);
+	json_key(&writer, "key");
+	json_string(&writer, saga->key);
+	json_key(&writer, "correlation_id");
+	json_string(&writer, saga->has_correlation ? saga->correlation_id : NULL);
+	json_key(&writer, "idempotency_key");
+	json_string(&writer, idempotency_key);
+	json_key(&writer, "input");
+	json_value(&writer, saga->input);
+	json_key(&writer, "results");
+	json_begin_object(&writer);
+	for (int i = 0; i < saga->def->nsteps; i++)
+	{
+		if (!saga->steps[i].has_result)
+			continue;
+		json_key(&writer, saga->def->steps[i].name);
+		json_value(&writer, saga->steps[i].result);
+	}
+	json_end_object(&writer);
+	if (phase == PHASE_COMPENSATION)
+	{
+		json_key(&writer, "result");
+		json_value(&writer, state->result);
+		json_key(&writer, "error");
+		json_string(&writer, saga->error);
+	}
+	json_end_object(&writer);
+	return json_finish(&writer);
+}
+
+/*
+ * The first item of the path on the document: a boolean as it is, none or null
+ * is false, anything else true.
+ */
+static bool
+condition_holds(JsonPath *path, Jsonb *document)
+{
+	LOCAL_FCINFO(fcinfo, 4);
+	JsonWriter	writer = {0};
+	JsonbValue	value;
+	Datum		item;
+
+	json_begin_object(&writer);
+	json_end_object(&writer);
+	InitFunctionCallInfoData(*fcinfo, NULL, 4, InvalidOid, NULL, NULL);
+	fcinfo->args[0].value = JsonbPGetDatum(document);
+	fcinfo->args[0].isnull = false;
+	fcinfo->args[1].value = PointerGetDatum(path);
+	fcinfo->args[1].isnull = false;
+	fcinfo->args[2].value = JsonbPGetDatum(json_finish(&writer));
+	fcinfo->args[2].isnull = false;
+	fcinfo->args[3].value = BoolGetDatum(false);
+	fcinfo->args[3].isnull = false;
+	item = jsonb_path_query_first_tz(fcinfo);
+	if (fcinfo->isnull)
+		return false;
+	if (!JB_ROOT_IS_SCALAR(DatumGetJsonbP(item)))
+		return true;
+	JsonbExtractScalar(&DatumGetJsonbP(item)->root, &value);
+	if (value.type == jbvNull)
+		return false;
+	return value.type != jbvBool || value.val.boolean;
+}
+
+/*
+ * A result that says {"success": false} is a failure, and what the step did is
+ * undone like that of one that raises.
+ */
+static void
+check_success(Jsonb *result)
+{
+	JsonbValue	value;
+	char	   *reason;
+
+	if (result == NULL || !json_is_object(result) ||
+		json_get(result, "success", &value) == NULL ||
+		value.type != jbvBool || value.val.boolean)
+		return;
+	reason = json_get_text(result, "error");
+	ereport(ERROR,
+			(errcode(ERRCODE_RAISE_EXCEPTION),
+			 errmsg("%s", reason ? reason : "the step returned \"success\": false")));
+}
+
+typedef struct CallErrorContext
+{
+	const Saga *saga;
+	const StepDef *step;
+} CallErrorContext;
+
+static void
+call_error_context(void *arg)
+{
+	CallErrorContext *context = arg;
+
+	errcontext("saga " INT64_FORMAT " step \"%s\"",
+			   context->saga->id, context->step->name);
+}
+
+/*
+ * The call itself, as the owner, in the call's memory context.  Everything that
+ * user code can raise comes out of here as an error, and everything that user
+ * code can defer has run when it returns.
+ */
+static CallOutcome
+invoke(Turn *turn, Saga *saga, int ordinal, Phase phase, FunctionEntry *entry,
+	   Jsonb **result)
+{
+	StepDef    *step = &saga->def->steps[ordinal];
+	LOCAL_FCINFO(fcinfo, 1);
+	PgStat_FunctionCallUsage usage;
+	CallOutcome outcome = CALL_SUCCEEDED;
+	Jsonb	   *document;
+	Datum		value;
+	int			guc_level;
+
+	*result = NULL;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	guc_level = identity_enter_call(saga->has_correlation ? saga->correlation_id : NULL);
+
+	document = context_document(saga, ordinal, phase);
+	if (phase == PHASE_ACTION && step->condition != NULL &&
+		!condition_holds(step->condition, document))
+		outcome = CALL_SKIPPED;
+	else
+	{
+		InitFunctionCallInfoData(*fcinfo, &entry->function, 1, InvalidOid, NULL, NULL);
+		fcinfo->args[0].value = JsonbPGetDatum(document);
+		fcinfo->args[0].isnull = false;
+		pgstat_init_function_usage(fcinfo, &usage);
+		value = FunctionCallInvoke(fcinfo);
+		pgstat_end_function_usage(&usage, true);
+		if (!fcinfo->isnull && !entry->returns_void)
+			*result = DatumGetJsonbP(value);
+		DEBUG_POINT("saga_after_call");
+		check_success(*result);
+	}
+	/* Deferred triggers want no snapshot of ours and take their own. */
+	PopActiveSnapshot();
+	identity_leave_call(guc_level);
+	CommandCounterIncrement();
+	return outcome;
+}
+
+/*
+ * The step's timeout as the session's statement timeout.  In a caller's session
+ * his own may be running and comes first if it is nearer; returns when his
+ * ends, 0 if there is none.
+ */
+static TimestampTz
+arm_timeout(const StepDef *step, bool *armed)
+{
+	TimestampTz theirs = 0;
+	TimestampTz ours;
+
+	*armed = false;
+	if (step->timeout_ms == 0)
+		return 0;
+	ours = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), step->timeout_ms);
+	if (get_timeout_active(STATEMENT_TIMEOUT))
+	{
+		theirs = get_timeout_finish_time(STATEMENT_TIMEOUT);
+		if (theirs <= ours)
+			return 0;
+	}
+	enable_timeout_at(STATEMENT_TIMEOUT, ours);
+	*armed = true;
+	return theirs;
+}
+
+static void
+disarm_timeout(TimestampTz theirs)
+{
+	disable_timeout(STATEMENT_TIMEOUT, false);
+	if (theirs != 0)
+		enable_timeout_at(STATEMENT_TIMEOUT, theirs);
+}
+
+/* invoke() with the timeout around it. */
+static CallOutcome
+invoke_timed(Turn *turn, Saga *saga, int ordinal, Phase phase,
+			 FunctionEntry *entry, Jsonb **result)
+{
+	StepDef    *step = &saga->def->steps[ordinal];
+	CallOutcome outcome;
+	volatile TimestampTz theirs;
+	bool		armed;
+
+	if (step->timeout_ms == 0)
+		return invoke(turn, saga, ordinal, phase, entry, result);
+
+	theirs = arm_timeout(step, &armed);
+	PG_TRY();
+	{
+		outcome = invoke(turn, saga, ordinal, phase, entry, result);
+	}
+	PG_FINALLY();
+	{
+		if (armed)
+			disarm_timeout(theirs);
+	}
+	PG_END_TRY();
+	return outcome;
+}
+
+/* Errors that are nobody's fault but the server's or the caller's own wish. */
+static bool
+must_propagate(Turn *turn, const ErrorData *error, bool step_timed_out)
+{
+	if (error->sqlerrcode != ERRCODE_QUERY_CANCELED)
+		return false;
+	/* A caller who cancels his CALL means the CALL. */
+	return !turn->worker && !step_timed_out;
+}
+
+/*
+ * The call in a subtransaction: an error is returned, not raised.
+ */
+static void
+invoke_guarded(Turn *turn, Saga *saga, int ordinal, Phase phase,
+			   FunctionEntry *entry, CallResult *call)
+{
+	ResourceOwner owner = CurrentResourceOwner;
+	MemoryContext context = CurrentMemoryContext;
+	TimestampTz begin = GetCurrentTimestamp();
+	int			timeout_ms = saga->def->steps[ordinal].timeout_ms;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	turn->subtransactions++;
+	PG_TRY();
+	{
+		call->outcome = invoke_timed(turn, saga, ordinal, phase, entry, &call->result);
+		ReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(turn->context);
+		call->error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		call->outcome = CALL_FAILED;
+		if (must_propagate(turn, call->error, timeout_ms > 0 &&
+						   GetCurrentTimestamp() - begin >= timeout_ms * INT64CONST(1000)))
+			ReThrowError(call->error);
+	}
+	PG_END_TRY();
+}
+
+/* May the others in the same transaction have brought it about? */
+static bool
+may_be_neighbours_fault(int sqlerrcode)
+{
+	return sqlerrcode == ERRCODE_T_R_SERIALIZATION_FAILURE ||
+		sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED ||
+		sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE;
+}
+
+/* What an operator sees in pg_stat_activity and coord.workers. */
+static void
+report_call(Turn *turn, const Saga *saga, const StepDef *step, int ordinal, Phase phase)
+{
+	char		activity[CHECK_NAME_MAX + 64];
+
+	saga_crash_enter(saga->id, saga->def->id, ordinal, phase, saga->owner);
+	if (!turn->worker || !pgstat_track_activities)
+		return;
+	snprintf(activity, sizeof(activity), "coord: saga " INT64_FORMAT " %s %s",
+			 saga->id, phase == PHASE_ACTION ? "step" : "compensation of", step->name);
+	pgstat_report_activity(STATE_RUNNING, activity);
+}
+
+/* Note how long it took; an average that forgets. */
+static void
+remember_call(PhaseMemory *memory, TimestampTz begin)
+{
+	double		us = GetCurrentTimestamp() - begin;
+
+	if (memory->calls++ == 0)
+		memory->mean_us = us > SLOW_CALL_US ? us : 0;
+	else
+		memory->mean_us += (us - memory->mean_us) / Min(memory->calls, 16);
+	if (memory->distrust > 0)
+		memory->distrust--;
+	if (MyProc->subxidStatus.overflowed ||
+		MyProc->subxidStatus.count > MAX_OWN_SUBXIDS + MAX_SUBTRANSACTIONS)
+		memory->alone = true;
+}
+
+/*
+ * Run one phase of one step.  The outcome is in "call"; nothing of the saga is
+ * changed.  In a worker a bare call raises its error, see the file header.
+ */
+void
+saga_call(Turn *turn, Saga *saga, int ordinal, Phase phase, CallResult *call)
+{
+	StepDef    *step = &saga->def->steps[ordinal];
+	PhaseMemory *memory = phase_memory(step, phase);
+	const char *name = phase == PHASE_ACTION ? step->action : step->compensation;
+	bool		alone = memory->calls == 0 || memory->alone || memory->alone_next ||
+		memory->mean_us > SLOW_CALL_US || saga_is_suspect(saga->id);
+	bool		guarded = turn->guard_all || alone || memory->distrust > 0;
+	bool		first = turn->calls == 0;
+	CallErrorContext error_context = {saga, step};
+	ErrorContextCallback callback;
+	FunctionEntry *entry;
+	MemoryContext context;
+	TimestampTz begin;
+
+	if ((alone && !first && turn->worker) ||
+		turn->subtransactions >= MAX_SUBTRANSACTIONS)
+	{
+		turn->end = true;
+		call->outcome = CALL_NOT_NOW;
+		return;
+	}
+	turn->end = turn->end || alone;
+	memory->alone_next = false;
+
+	call->outcome = CALL_UNRUNNABLE;
+	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(saga->owner)))
+	{
+		call->reason = psprintf("role with OID %u, who started the saga, does not exist any more",
+								saga->owner);
+		return;
+	}
+	enter_user(turn, saga);
+	entry = find_function(turn, saga, name, &call->reason);
+	if (entry == NULL)
+		return;
+
+	turn->calls++;
+	turn->calling = saga;
+	turn->calling_ordinal = ordinal;
+	turn->calling_phase = phase;
+	callback.callback = call_error_context;
+	callback.arg = &error_context;
+	callback.previous = error_context_stack;
+	error_context_stack = &callback;
+	report_call(turn, saga, step, ordinal, phase);
+
+	context = MemoryContextSwitchTo(turn->call_context);
+	begin = GetCurrentTimestamp();
+	if (guarded)
+		invoke_guarded(turn, saga, ordinal, phase, entry, call);
+	else
+		call->outcome = invoke_timed(turn, saga, ordinal, phase, entry, &call->result);
+	MemoryContextSwitchTo(context);
+
+	remember_call(memory, begin);
+	saga_crash_leave();
+	error_context_stack = callback.previous;
+	if (call->result != NULL)
+	{
+		Size		size = VARSIZE(call->result);
+
+		call->result = memcpy(palloc(size), call->result, size);
+	}
+	MemoryContextReset(turn->call_context);
+
+	if (call->outcome == CALL_FAILED)
+	{
+		memory->distrust = DISTRUST_CALLS;
+		if (turn->worker && !first && may_be_neighbours_fault(call->error->sqlerrcode))
+		{
+			memory->alone_next = true;
+			ReThrowError(call->error);
+		}
+	}
+	turn->calling = NULL;
+}

@@ -1,0 +1,797 @@
+/*-------------------------------------------------------------------------
+ *
+ * saga_definition.c
+ *	  What a saga is made of: reading and checking definitions.
+ *
+ * A definition is a JSON document, the same whether it came from
+ * coord.saga_define(), coord.saga_define_json() or the table.  One parser reads
+ * all three into a SagaDef; with "resolve" it also looks up the functions, as
+ * it must when somebody defines, and leaves that out when the document comes
+ * from the table.
+ *
+ * Versions are immutable and their ids never used again, so a parsed SagaDef
+ * stays valid as long as the process lives.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "miscadmin.h"
+#include "parser/parse_func.h"
+#include "utils/builtins.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/numeric.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/compat.h"
+#include "base/identity.h"
+#include "base/json.h"
+#include "base/query.h"
+#include "saga/saga_definition.h"
+
+
+static const char *const rule_names[] = {
+	"none_failed", "all_success", "all_done", "one_success", "one_failed",
+	"always", NULL
+};
+
+/* Members of a step that the engine knows but cannot do yet. */
+static const char *const unsupported_members[] = {
+	"queue", "server", "for_each", "signal", "on_timeout", "duration", "saga",
+	"input", NULL
+};
+
+static const char *const step_members[] = {
+	"name", "action", "compensation", "after", "pivot", "optional",
+	"condition", "trigger_rule", "max_parallel", "max_failed_items", "timeout",
+	"max_attempts", "retry_delay", "retry_backoff", "retry_max_delay",
+	"retry_on", NULL
+};
+
+static const char *const saga_members[] = {
+	"steps", "deadline", "on_exhausted", "record_events", NULL
+};
+
+/* Parsed definitions by id; TopMemoryContext, never emptied. */
+static HTAB *definitions = NULL;
+
+typedef struct DefinitionEntry
+{
+	int64		id;
+	SagaDef    *def;
+} DefinitionEntry;
+
+/* Which step or saga a check is about, for messages. */
+#define STEP_ERROR(step, code, ...) \
+	ereport(ERROR, \
+			(errcode(code), errmsg(__VA_ARGS__), \
+			 errcontext("step \"%s\"", (step)->name)))
+
+static bool
+in_list(const char *const *list, const char *name, int length)
+{
+	for (; *list != NULL; list++)
+	{
+		if (strlen(*list) == length && strncmp(*list, name, length) == 0)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * A member as text: NULL when absent or null; arrays and objects are errors.
+ */
+static char *
+member_text(Jsonb *object, const char *key)
+{
+	JsonbValue	value;
+
+	if (json_get(object, key, &value) == NULL || value.type == jbvNull)
+		return NULL;
+	if (value.type != jbvString && value.type != jbvNumeric && value.type != jbvBool)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("\"%s\" must be a single value", key)));
+	return json_get_text(object, key);
+}
+
+static bool
+member_bool(Jsonb *object, const char *key)
+{
+	JsonbValue	value;
+
+	if (json_get(object, key, &value) == NULL || value.type == jbvNull)
+		return false;
+	if (value.type != jbvBool)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("\"%s\" must be true or false", key)));
+	return value.val.boolean;
+}
+
+/* A member that is an array of strings, as a List of C strings. */
+static List *
+member_strings(Jsonb *object, const char *key, bool *present)
+{
+	JsonbValue	value;
+	List	   *result = NIL;
+	JsonbIterator *iterator;
+	JsonbIteratorToken token;
+
+	*present = false;
+	if (json_get(object, key, &value) == NULL || value.type == jbvNull)
+		return NIL;
+	if (value.type != jbvBinary || !JsonContainerIsArray(value.val.binary.data))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("\"%s\" must be an array of strings", key)));
+	*present = true;
+	iterator = JsonbIteratorInit(value.val.binary.data);
+	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
+	{
+		if (token != WJB_ELEM)
+			continue;
+		if (value.type != jbvString)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("\"%s\" must be an array of strings", key)));
+		result = lappend(result, pnstrdup(value.val.string.val, value.val.string.len));
+	}
+	return result;
+}
+
+/* An interval member, NULL when absent; it must be finite and positive. */
+static Interval *
+member_interval(Jsonb *object, const char *key, bool zero_allowed)
+{
+	char	   *text = member_text(object, key);
+	Interval   *interval;
+	int64		us;
+
+	if (text == NULL)
+		return NULL;
+	interval = DatumGetIntervalP(DirectFunctionCall3(interval_in,
+													 CStringGetDatum(text),
+													 ObjectIdGetDatum(InvalidOid),
+													 Int32GetDatum(-1)));
+	us = coord_interval_is_finite(interval) ? clock_interval_us(interval) : -1;
+	if (us < 0 || (us == 0 && !zero_allowed))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("\"%s\" must be a positive interval", key),
+				 errdetail("It is \"%s\".", text)));
+	return interval;
+}
+
+static double
+member_number(Jsonb *object, const char *key, double default_value)
+{
+	JsonbValue	value;
+
+	if (json_get(object, key, &value) == NULL || value.type == jbvNull)
+		return default_value;
+	if (value.type != jbvNumeric)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("\"%s\" must be a number", key)));
+	return DatumGetFloat8(DirectFunctionCall1(numeric_float8_no_overflow,
+											  NumericGetDatum(value.val.numeric)));
+}
+
+/* An integer member within [1, INT_MAX], 0 when absent. */
+static int
+member_count(Jsonb *object, const char *key)
+{
+	double		number = member_number(object, key, 0);
+	JsonbValue	value;
+
+	if (json_get(object, key, &value) == NULL || value.type == jbvNull)
+		return 0;
+	if (!(number >= 1 && number <= PG_INT32_MAX) || number != (int) number)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("\"%s\" must be a positive integer", key)));
+	return (int) number;
+}
+
+/*
+ * The function f(jsonb) that a stored, schema-qualified name means, if it
+ * exists and "role" may use its schema; else InvalidOid.  Raises nothing but
+ * what a name that was never stored would raise.
+ */
+Oid
+saga_function_usable(const char *qualified, Oid role)
+{
+	List	   *names = coord_qualified_name(qualified);
+	Oid			argtypes[1] = {JSONBOID};
+	oidvector  *arguments;
+	Oid			namespace;
+	Oid			result;
+
+	if (list_length(names) != 2)
+		return InvalidOid;
+	namespace = get_namespace_oid(strVal(linitial(names)), true);
+	if (!OidIsValid(namespace) ||
+		coord_schema_aclcheck(namespace, role) != ACLCHECK_OK)
+		return InvalidOid;
+	arguments = buildoidvector(argtypes, 1);
+	result = GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid,
+							 CStringGetDatum(strVal(lsecond(names))),
+							 PointerGetDatum(arguments),
+							 ObjectIdGetDatum(namespace));
+	pfree(arguments);
+	list_free_deep(names);
+	return result;
+}
+
+/*
+ * Check the function of a step and return its schema-qualified name.
+ */
+static char *
+resolve_function(StepDef *step, const char *member, const char *name)
+{
+	Oid			argtypes[1] = {JSONBOID};
+	Oid			oid = LookupFuncName(coord_qualified_name(name), 1, argtypes, true);
+	HeapTuple	tuple;
+	Form_pg_proc proc;
+	char	   *result;
+	char	   *problem = NULL;
+
+	if (!OidIsValid(oid))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("function %s(jsonb) does not exist", name),
+				 errdetail("It is the %s of step \"%s\".", member, step->name),
+				 errhint("An action or compensation is a function with one argument of type jsonb, looked up in the current search_path and stored with its schema.")));
+
+	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(oid));
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for function %u", oid);
+	proc = (Form_pg_proc) GETSTRUCT(tuple);
+	if (proc->prokind != PROKIND_FUNCTION)
+		problem = "It is not a function.";
+	else if (proc->proretset)
+		problem = "It returns a set.";
+	else if (proc->prorettype != JSONBOID && proc->prorettype != VOIDOID)
+		problem = psprintf("It returns %s.", format_type_be(proc->prorettype));
+	if (problem != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
+				 errmsg("%s cannot be the %s of step \"%s\"", name, member, step->name),
+				 errdetail("%s", problem),
+				 errhint("It must be a function f(jsonb) that returns jsonb or void.")));
+	result = quote_qualified_identifier(get_namespace_name(proc->pronamespace),
+										NameStr(proc->proname));
+	ReleaseSysCache(tuple);
+
+	if (coord_function_aclcheck(oid, GetUserId()) != ACLCHECK_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for function %s", result),
+				 errdetail("It is the %s of step \"%s\".", member, step->name)));
+	return result;
+}
+
+/* Refuse members that no step has, and those that cannot be done yet. */
+static void
+check_members(Jsonb *object, const char *const *known, const char *what)
+{
+	JsonbIterator *iterator = JsonbIteratorInit(&object->root);
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	JsonbValue	member;
+
+	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
+	{
+		char	   *key;
+
+		if (token != WJB_KEY)
+			continue;
+		key = pnstrdup(value.val.string.val, value.val.string.len);
+		(void) json_get(object, key, &member);
+		if (in_list(known, key, strlen(key)))
+			continue;
+		if (known == step_members && in_list(unsupported_members, key, strlen(key)))
+		{
+			if (member.type == jbvNull)
+				continue;
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("option \"%s\" of a step is not supported yet", key),
+					 errdetail("This version runs steps that are functions of this database.")));
+		}
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("unknown option \"%s\" of %s", key, what)));
+	}
+}
+
+static void
+parse_retry(StepDef *step, Jsonb *object)
+{
+	RetryPolicy *retry = &step->retry;
+	Interval   *interval;
+	List	   *codes;
+	ListCell   *cell;
+	bool		present;
+
+	retry->max_attempts = member_count(object, "max_attempts");
+	interval = member_interval(object, "retry_delay", true);
+	retry->delay = interval ? clock_interval_us(interval) : USECS_PER_SEC;
+	interval = member_interval(object, "retry_max_delay", true);
+	retry->max_delay = interval ? clock_interval_us(interval) : 300 * USECS_PER_SEC;
+	retry->backoff = member_number(object, "retry_backoff", 2);
+	if (!(retry->backoff >= 1 && retry->backoff <= 1000))
+		STEP_ERROR(step, ERRCODE_INVALID_PARAMETER_VALUE,
+				   "\"retry_backoff\" must be between 1 and 1000");
+
+	codes = member_strings(object, "retry_on", &present);
+	if (present && codes == NIL)
+		STEP_ERROR(step, ERRCODE_INVALID_PARAMETER_VALUE,
+				   "\"retry_on\" must not be empty");
+	if (present && retry->max_attempts == 1)
+		STEP_ERROR(step, ERRCODE_INVALID_PARAMETER_VALUE,
+				   "\"retry_on\" has no effect with \"max_attempts\" 1");
+	retry->nretry_on = list_length(codes);
+	retry->retry_on = palloc0(sizeof(char *) * (retry->nretry_on + 1));
+	foreach(cell, codes)
+	{
+		char	   *code = lfirst(cell);
+
+		if (!retry_code_is_valid(code))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("\"%s\" is not an SQLSTATE", code),
+					 errcontext("step \"%s\"", step->name),
+					 errhint("\"retry_on\" takes five-character codes, two-character classes, or '*'.")));
+		retry->retry_on[foreach_current_index(cell)] = code;
+	}
+}
+
+/* One element of "steps", all but its place in the graph. */
+static void
+parse_step(StepDef *step, Jsonb *object, bool resolve)
+{
+	Interval   *interval;
+	char	   *text;
+
+	step->name = member_text(object, "name");
+	if (step->name == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("a step must have a name")));
+	check_name("step name", step->name);
+	check_members(object, step_members, psprintf("step \"%s\"", step->name));
+
+	text = member_text(object, "action");
+	if (text == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("step \"%s\" has no action", step->name),
+				 errhint("Name a function f(jsonb) that returns jsonb or void.")));
+	step->action = resolve ? resolve_function(step, "action", text) : text;
+	text = member_text(object, "compensation");
+	if (text != NULL)
+		step->compensation = resolve ? resolve_function(step, "compensation", text) : text;
+
+	step->pivot = member_bool(object, "pivot");
+	step->optional = member_bool(object, "optional");
+	if (step->pivot && step->optional)
+		STEP_ERROR(step, ERRCODE_INVALID_PARAMETER_VALUE,
+				   "a pivot cannot be optional");
+	if (step->pivot && step->compensation)
+		STEP_ERROR(step, ERRCODE_INVALID_PARAMETER_VALUE,
+				   "a pivot cannot have a compensation: once it is completed the saga only goes forward");
+
+	text = member_text(object, "trigger_rule");
+	step->rule = RULE_NONE_FAILED;
+	if (text != NULL)
+	{
+		int			rule;
+
+		for (rule = 0; rule_names[rule] != NULL; rule++)
+		{
+			if (strcmp(rule_names[rule], text) == 0)
+				break;
+		}
+		if (rule_names[rule] == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("unknown trigger rule \"%s\"", text),
+					 errcontext("step \"%s\"", step->name),
+					 errhint("Trigger rules are none_failed, all_success, all_done, one_success, one_failed and always.")));
+		step->rule = rule;
+	}
+
+	text = member_text(object, "condition");
+	if (text != NULL)
+		step->condition = DatumGetJsonPathP(DirectFunctionCall1(jsonpath_in,
+																CStringGetDatum(text)));
+
+	interval = member_interval(object, "timeout", false);
+	if (interval != NULL)
+	{
+		int64		ms = (clock_interval_us(interval) + 999) / 1000;
+
+		step->timeout_ms = (int) Min(ms, PG_INT32_MAX);
+	}
+	parse_retry(step, object);
+
+	if (member_number(object, "max_parallel", -1) != -1 ||
+		member_number(object, "max_failed_items", 0) != 0)
+		STEP_ERROR(step, ERRCODE_INVALID_PARAMETER_VALUE,
+				   "\"max_parallel\" and \"max_failed_items\" have no effect without \"for_each\"");
+}
+
+/* Ordinal of a step by name, -1 when there is none. */
+int
+saga_step_ordinal(const SagaDef *def, const char *name)
+{
+	for (int i = 0; i < def->nsteps; i++)
+	{
+		if (strcmp(def->steps[i].name, name) == 0)
+			return i;
+	}
+	return -1;
+}
+
+/* Step names to ordinals, for definitions of many steps. */
+typedef struct NameEntry
+{
+	char		name[SAGA_NAME_MAX + 1];
+	int			ordinal;
+} NameEntry;
+
+static HTAB *
+index_names(SagaDef *def)
+{
+	HASHCTL		ctl = {0};
+	HTAB	   *names;
+
+	ctl.keysize = SAGA_NAME_MAX + 1;
+	ctl.entrysize = sizeof(NameEntry);
+	ctl.hcxt = CurrentMemoryContext;
+	names = hash_create("saga steps", def->nsteps, &ctl,
+						HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
+	for (int i = 0; i < def->nsteps; i++)
+	{
+		bool		found;
+		NameEntry  *entry = hash_search(names, def->steps[i].name, HASH_ENTER, &found);
+
+		if (found)
+			ereport(ERROR,
+					(errcode(ERRCODE_DUPLICATE_OBJECT),
+					 errmsg("there are two steps \"%s\"", def->steps[i].name)));
+		entry->ordinal = i;
+	}
+	return names;
+}
+
+/* Fill in "after" from the names given, or the step before. */
+static void
+link_steps(SagaDef *def, Jsonb **objects)
+{
+	HTAB	   *names = index_names(def);
+
+	for (int i = 0; i < def->nsteps; i++)
+	{
+		StepDef    *step = &def->steps[i];
+		bool		present;
+		List	   *after = member_strings(objects[i], "after", &present);
+		ListCell   *cell;
+
+		step->after = palloc(sizeof(int) * (list_length(after) + 1));
+		if (!present && i > 0)
+			step->after[step->nafter++] = i - 1;
+		foreach(cell, after)
+		{
+			char	   *name = lfirst(cell);
+			NameEntry  *entry = NULL;
+
+			if (strlen(name) <= SAGA_NAME_MAX)
+				entry = hash_search(names, name, HASH_FIND, NULL);
+			if (entry == NULL)
+				ereport(ERROR,
+						(errcode(ERRCODE_UNDEFINED_OBJECT),
+						 errmsg("step \"%s\" comes after step \"%s\", which does not exist",
+								step->name, name)));
+			for (int j = 0; j < step->nafter; j++)
+			{
+				if (step->after[j] == entry->ordinal)
+					STEP_ERROR(step, ERRCODE_DUPLICATE_OBJECT,
+							   "\"after\" names step \"%s\" twice", name);
+			}
+			step->after[step->nafter++] = entry->ordinal;
+		}
+		if (step->rule != RULE_NONE_FAILED && step->nafter == 0)
+			STEP_ERROR(step, ERRCODE_INVALID_PARAMETER_VALUE,
+					   "\"trigger_rule\" has no effect on a step that comes after none");
+		for (int j = 0; j < step->nafter; j++)
+			def->steps[step->after[j]].nbefore++;
+	}
+	for (int i = 0; i < def->nsteps; i++)
+	{
+		def->steps[i].before = palloc(sizeof(int) * (def->steps[i].nbefore + 1));
+		def->steps[i].nbefore = 0;
+	}
+	for (int i = 0; i < def->nsteps; i++)
+	{
+		for (int j = 0; j < def->steps[i].nafter; j++)
+		{
+			StepDef    *other = &def->steps[def->steps[i].after[j]];
+
+			other->before[other->nbefore++] = i;
+		}
+	}
+	hash_destroy(names);
+}
+
+/*
+ * Refuse cycles (Kahn 1962), and on the way carry "past_pivot" along the edges.
+ */
+static void
+check_graph(SagaDef *def)
+{
+	int		   *waiting = palloc(sizeof(int) * def->nsteps);
+	int		   *order = palloc(sizeof(int) * def->nsteps);
+	int			head = 0;
+	int			tail = 0;
+
+	for (int i = 0; i < def->nsteps; i++)
+	{
+		waiting[i] = def->steps[i].nafter;
+		if (waiting[i] == 0)
+			order[tail++] = i;
+	}
+	while (head < tail)
+	{
+		StepDef    *step = &def->steps[order[head++]];
+
+		for (int j = 0; j < step->nbefore; j++)
+		{
+			int			next = step->before[j];
+
+			if (step->pivot || step->past_pivot)
+				def->steps[next].past_pivot = true;
+			if (--waiting[next] == 0)
+				order[tail++] = next;
+		}
+	}
+	if (tail < def->nsteps)
+	{
+		StringInfoData names;
+		int			at = 0;
+		int			start;
+
+		/* From any step that is left, going back often enough ends in a cycle. */
+		while (waiting[at] == 0)
+			at++;
+		for (int i = 0; i < def->nsteps; i++)
+		{
+			for (int j = 0; j < def->steps[at].nafter; j++)
+			{
+				if (waiting[def->steps[at].after[j]] > 0)
+				{
+					at = def->steps[at].after[j];
+					break;
+				}
+			}
+		}
+		start = at;
+		initStringInfo(&names);
+		do
+		{
+			appendStringInfo(&names, "\"%s\" after ", def->steps[at].name);
+			for (int j = 0; j < def->steps[at].nafter; j++)
+			{
+				if (waiting[def->steps[at].after[j]] > 0)
+				{
+					at = def->steps[at].after[j];
+					break;
+				}
+			}
+		} while (at != start && names.len < 1000);
+		appendStringInfo(&names, "\"%s\"", def->steps[at].name);
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("the steps form a cycle"),
+				 errdetail("%s.", names.data)));
+	}
+
+	def->pivot = -1;
+	for (int i = 0; i < def->nsteps; i++)
+	{
+		StepDef    *step = &def->steps[i];
+
+		if (step->pivot && def->pivot >= 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("there are two pivots, \"%s\" and \"%s\"",
+							def->steps[def->pivot].name, step->name),
+					 errhint("After the first pivot the saga only goes forward; a second would change nothing.")));
+		if (step->pivot)
+			def->pivot = i;
+		if (step->past_pivot && step->compensation)
+			STEP_ERROR(step, ERRCODE_INVALID_PARAMETER_VALUE,
+					   "a step after the pivot cannot have a compensation: it would never run");
+	}
+	pfree(waiting);
+	pfree(order);
+}
+
+/*
+ * Read a definition; everything is allocated in the current memory context.
+ * With "resolve" functions are looked up and checked for the current user, and
+ * the names in the result are schema-qualified.  Any mistake is an error.
+ */
+SagaDef *
+saga_definition_parse(Jsonb *document, bool resolve)
+{
+	SagaDef    *def = palloc0(sizeof(SagaDef));
+	JsonbValue	steps;
+	JsonbValue	value;
+	JsonbIterator *iterator;
+	JsonbIteratorToken token;
+	Jsonb	  **objects;
+	char	   *text;
+
+	if (!json_is_object(document))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a saga definition must be a JSON object")));
+	check_members(document, saga_members, "a saga");
+	if (json_get(document, "steps", &steps) == NULL || steps.type != jbvBinary ||
+		!JsonContainerIsArray(steps.val.binary.data))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a saga definition must have an array \"steps\"")));
+	if (JsonContainerSize(steps.val.binary.data) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a saga must have at least one step")));
+
+	def->steps = palloc0(sizeof(StepDef) * JsonContainerSize(steps.val.binary.data));
+	objects = palloc(sizeof(Jsonb *) * JsonContainerSize(steps.val.binary.data));
+	iterator = JsonbIteratorInit(steps.val.binary.data);
+	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
+	{
+		Jsonb	   *object;
+
+		if (token != WJB_ELEM)
+			continue;
+		object = JsonbValueToJsonb(&value);
+		if (value.type != jbvBinary || !json_is_object(object))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("a step must be a JSON object"),
+					 errhint("coord.step() makes one.")));
+		objects[def->nsteps] = object;
+		parse_step(&def->steps[def->nsteps++], object, resolve);
+	}
+	link_steps(def, objects);
+	check_graph(def);
+
+	def->deadline = member_interval(document, "deadline", false);
+	text = member_text(document, "on_exhausted");
+	if (text != NULL && strcmp(text, "suspend") == 0)
+		def->suspend_on_exhausted = true;
+	else if (text != NULL && strcmp(text, "compensate") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("unknown value \"%s\" of \"on_exhausted\"", text),
+				 errhint("It is compensate or suspend.")));
+	if (member_bool(document, "record_events"))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("option \"record_events\" is not supported yet")));
+	return def;
+}
+
+/*
+ * The definition with this id, parsed once per process.  XX000 when there is
+ * none.
+ */
+SagaDef *
+saga_definition_by_id(int64 id)
+{
+	static Statement read = {
+		"SELECT name, version, definition, search_path"
+		" FROM coord_internal.saga_version WHERE id = $1",
+		1, {INT8OID}
+	};
+	DefinitionEntry *entry;
+	MemoryContext context;
+	QueryScope	scope;
+	SagaDef    *def;
+	Jsonb	   *document;
+	Datum		value = Int64GetDatum(id);
+	char	   *name;
+	char	   *search_path;
+	int			version;
+	bool		isnull;
+
+	if (definitions == NULL)
+	{
+		HASHCTL		ctl = {0};
+
+		ctl.keysize = sizeof(int64);
+		ctl.entrysize = sizeof(DefinitionEntry);
+		ctl.hcxt = TopMemoryContext;
+		definitions = hash_create("coord saga definitions", 64, &ctl,
+								  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+	entry = hash_search(definitions, &id, HASH_FIND, NULL);
+	if (entry != NULL)
+		return entry->def;
+
+	context = AllocSetContextCreate(CurrentMemoryContext, "coord saga definition",
+									ALLOCSET_SMALL_SIZES);
+	query_begin(&scope);
+	if (query_run_latest(&read, &value, NULL, 1) == 0)
+		elog(ERROR, "saga definition " INT64_FORMAT " does not exist", id);
+	name = query_text(context, 0, 1);
+	version = DatumGetInt32(query_value(0, 2, &isnull));
+	document = DatumGetJsonbP(query_copy(context, 0, 3, &isnull));
+	search_path = query_text(context, 0, 4);
+	query_end(&scope);
+
+	context = MemoryContextSwitchTo(context);
+	def = saga_definition_parse(document, false);
+	context = MemoryContextSwitchTo(context);
+	def->id = id;
+	def->name = name;
+	def->version = version;
+	def->search_path = search_path;
+
+	/* Only what is complete is kept. */
+	MemoryContextSetParent(context, TopMemoryContext);
+	entry = hash_search(definitions, &id, HASH_ENTER, NULL);
+	entry->def = def;
+	return def;
+}
+
+/*
+ * EXECUTE on every function, checked when a saga starts so that a mistake
+ * meets the caller and not the operator.
+ */
+void
+saga_definition_check_execute(const SagaDef *def, Oid role)
+{
+	for (int i = 0; i < def->nsteps; i++)
+	{
+		const char *functions[2];
+
+		functions[0] = def->steps[i].action;
+		functions[1] = def->steps[i].compensation;
+		for (int j = 0; j < 2; j++)
+		{
+			Oid			oid;
+
+			if (functions[j] == NULL)
+				continue;
+			oid = saga_function_usable(functions[j], role);
+			if (!OidIsValid(oid))
+				ereport(ERROR,
+						(errcode(ERRCODE_UNDEFINED_FUNCTION),
+						 errmsg("function %s(jsonb) does not exist", functions[j]),
+						 errdetail("Step \"%s\" of saga \"%s\" version %d uses it.",
+								   def->steps[i].name, def->name, def->version)));
+			if (coord_function_aclcheck(oid, role) != ACLCHECK_OK)
+				ereport(ERROR,
+						(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						 errmsg("permission denied for function %s", functions[j]),
+						 errdetail("Step \"%s\" of saga \"%s\" version %d uses it.",
+								   def->steps[i].name, def->name, def->version)));
+		}
+	}
+}

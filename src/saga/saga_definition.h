@@ -1,0 +1,72 @@
+/*-------------------------------------------------------------------------
+ *
+ * saga_definition.h
+ *	  What a saga is made of.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef COORD_SAGA_DEFINITION_H
+#define COORD_SAGA_DEFINITION_H
+
+#include "postgres.h"
+
+#include "utils/jsonpath.h"
+
+#include "base/check.h"
+#include "base/retry.h"
+
+#define SAGA_NAME_MAX CHECK_NAME_MAX
+
+typedef enum TriggerRule
+{
+	RULE_NONE_FAILED,
+	RULE_ALL_SUCCESS,
+	RULE_ALL_DONE,
+	RULE_ONE_SUCCESS,
+	RULE_ONE_FAILED,
+	RULE_ALWAYS
+} TriggerRule;
+
+typedef struct StepDef
+{
+	char	   *name;
+	char	   *action;			/* schema-qualified */
+	char	   *compensation;	/* the same, or NULL */
+	int			nafter;
+	int		   *after;			/* ordinals */
+	int			nbefore;
+	int		   *before;			/* ordinals of the steps that wait for this */
+	bool		pivot;
+	bool		optional;
+	bool		past_pivot;		/* comes after the pivot in the graph */
+	TriggerRule rule;
+	JsonPath   *condition;		/* or NULL */
+	int			timeout_ms;		/* 0: none */
+	RetryPolicy retry;
+
+	/* This process's experience with the step; see saga_turn.c. */
+	struct StepMemory *memory;
+} StepDef;
+
+typedef struct SagaDef
+{
+	int64		id;				/* coord_internal.saga_version.id */
+	char	   *name;
+	int			version;
+	char	   *search_path;
+	Interval   *deadline;		/* or NULL */
+	bool		suspend_on_exhausted;
+	int			nsteps;
+	StepDef    *steps;
+	int			pivot;			/* ordinal, -1: none */
+} SagaDef;
+
+extern SagaDef *saga_definition_parse(Jsonb *document, bool resolve);
+extern SagaDef *saga_definition_by_id(int64 id);
+extern int64 saga_definition_lookup(const char *name, int version);
+extern void saga_definition_check_execute(const SagaDef *def, Oid role);
+extern Oid	saga_function_usable(const char *qualified, Oid role);
+extern int	saga_step_ordinal(const SagaDef *def, const char *name);
+extern void saga_name_unknown(const char *name);
+
+#endif							/* COORD_SAGA_DEFINITION_H */

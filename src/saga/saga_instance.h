@@ -1,0 +1,231 @@
+/*-------------------------------------------------------------------------
+ *
+ * saga_instance.h
+ *	  A saga in hand: loaded, advanced, written back.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef COORD_SAGA_INSTANCE_H
+#define COORD_SAGA_INSTANCE_H
+
+#include "postgres.h"
+
+#include "storage/itemptr.h"
+#include "utils/jsonb.h"
+#include "utils/uuid.h"
+
+#include "base/identity.h"
+#include "saga/saga.h"
+#include "saga/saga_definition.h"
+#include "saga/saga_machine.h"
+
+typedef enum Phase
+{
+	PHASE_ACTION,
+	PHASE_COMPENSATION
+} Phase;
+
+/* What this process has seen of one phase of a step. */
+typedef struct PhaseMemory
+{
+	uint32		calls;
+	double		mean_us;		/* moving average */
+	int			distrust;		/* > 0: run in a subtransaction */
+	bool		alone;			/* run in a transaction of its own */
+	bool		alone_next;		/* the same, once */
+} PhaseMemory;
+
+typedef struct StepMemory
+{
+	PhaseMemory phase[2];
+} StepMemory;
+
+typedef struct StepState
+{
+	StepStatus	status;
+	Phase		phase;
+	int			attempt;		/* of this phase */
+	int			sequence;		/* order of completion, from 1 */
+	int			blocked_by;		/* steps in "after" that are not finished */
+	bool		has_result;		/* "result" is the step's; NULL is null */
+	bool		dirty;
+	Jsonb	   *result;
+	char	   *error;
+	char	   *sqlstate;
+	char	   *detail;
+	char	   *context;
+	TimestampTz next_attempt_at;	/* 0: at once */
+	TimestampTz started_at;
+	TimestampTz finished_at;
+} StepState;
+
+typedef struct Saga
+{
+	int64		id;
+	ItemPointerData tid;
+	SagaDef    *def;
+	Oid			owner;
+	SagaStatus	status;
+	SagaStatus	stored_status;
+	bool		backward;
+	char	   *cause;
+	char	   *error;
+	char	   *key;
+	Jsonb	   *input;
+	int			priority;
+	bool		has_correlation;
+	char		correlation_id[UUID_LEN * 2 + 5];
+	TimestampTz created_at;
+	TimestampTz started_at;		/* 0: not yet */
+	TimestampTz wake_at;		/* 0: never */
+	TimestampTz deadline_at;	/* 0: none */
+	TimestampTz finished_at;
+	int			next_sequence;
+	bool		has_steps;		/* rows in saga_step */
+	bool		dirty;
+	bool		input_dirty;
+	StepState  *steps;
+
+	/* Made by saga_prepare() for saga_advance(). */
+	int			unfinished;		/* steps not in a final state */
+	int		   *ready;			/* ordinals, a ring of nsteps */
+	int			ready_head;
+	int			ready_count;
+	int		   *undo;			/* ordinals to compensate, in order */
+	int			nundo;
+	int			undo_at;
+} Saga;
+
+/* A row for coord_internal.saga_log. */
+typedef struct LogRow
+{
+	int64		saga;
+	Oid			owner;
+	TimestampTz at;
+	const char *event;
+	const char *step;
+	int			phase;			/* -1: none */
+	int			attempt;
+	Oid			role;
+	const char *reason;
+	const char *error;
+	const char *sqlstate;
+	const char *detail;
+	const char *context;
+} LogRow;
+
+/* Everything that one transaction of the engine carries. */
+typedef struct Turn
+{
+	MemoryContext context;		/* until the transaction ends */
+	MemoryContext call_context; /* until the call ends */
+	bool		guard_all;		/* every call in a subtransaction */
+	bool		worker;
+	TimestampTz started;		/* system clock, for the budget */
+	uint32		request_serial;
+	DatabaseSlot *slot;
+
+	/* The role and definition that user code currently runs as, if any. */
+	bool		in_user;
+	UserScope	user;
+	Oid			user_role;
+	const SagaDef *user_def;
+
+	/* Functions resolved in this transaction, by address of the name. */
+	struct HTAB *functions;
+
+	int			calls;
+	int			subtransactions;
+	bool		end;			/* commit before another call */
+
+	/* The call in progress, for whoever catches its error. */
+	Saga	   *calling;
+	int			calling_ordinal;
+	Phase		calling_phase;
+
+	LogRow	   *log;
+	int			nlog;
+	int			log_size;
+} Turn;
+
+/* saga_store.c */
+extern Saga **saga_load(Turn *turn, const int64 *ids, int count, TimestampTz due, int *nloaded);
+extern void saga_flush(Turn *turn, Saga **sagas, int count);
+extern void saga_log(Turn *turn, const LogRow *row);
+extern const char *saga_phase_name(int phase);
+
+/* saga_advance.c */
+extern void saga_prepare(Saga *saga);
+extern void saga_advance(Turn *turn, Saga *saga);
+extern void saga_set_status(Saga *saga, SagaEvent event);
+extern void saga_set_step(Saga *saga, int ordinal, StepEvent event);
+extern void saga_turn_back(Saga *saga, bool cancelled, const char *cause, const char *error);
+extern bool saga_pivot_done(const Saga *saga);
+extern void saga_settle(Saga *saga);
+extern void saga_step_finished(Saga *saga, int ordinal);
+extern void saga_suspend(Saga *saga, const char *error);
+
+/* saga_call.c */
+typedef enum CallOutcome
+{
+	CALL_SUCCEEDED,
+	CALL_SKIPPED,				/* the condition is false */
+	CALL_FAILED,
+	CALL_UNRUNNABLE,			/* no function, no privilege, no owner */
+	CALL_NOT_NOW				/* end this transaction first */
+} CallOutcome;
+
+typedef struct CallResult
+{
+	CallOutcome outcome;
+	Jsonb	   *result;			/* CALL_SUCCEEDED, in the turn's context */
+	ErrorData  *error;			/* CALL_FAILED, the same */
+	char	   *reason;			/* CALL_UNRUNNABLE, the same */
+} CallResult;
+
+extern void saga_call(Turn *turn, Saga *saga, int ordinal, Phase phase, CallResult *result);
+extern void saga_leave_user(Turn *turn);
+extern void saga_distrust(SagaDef *def, int ordinal, Phase phase);
+
+/* saga_turn.c */
+extern void saga_turn_begin(Turn *turn, bool worker);
+
+/* saga_crash.c */
+extern void saga_crash_enter(int64 saga, int64 definition, int ordinal, Phase phase, Oid owner);
+extern bool saga_crash_interrupted(void);
+extern void saga_crash_leave(void);
+extern bool saga_is_suspect(int64 saga);
+extern bool saga_suspect_charged(int64 saga, int ordinal, Phase phase);
+extern void saga_suspect_charge(int64 saga, int ordinal, Phase phase);
+extern void saga_suspect_uncharge(int64 saga);
+extern void saga_suspect_clear(int64 saga);
+
+/* saga_verbs.c */
+extern void saga_apply_requests_here(void);
+
+/* saga_archive.c */
+extern void saga_ensure_partitions(void);
+
+/* saga_start.c */
+typedef struct StartOptions
+{
+	char	   *name;
+	Jsonb	   *input;
+	char	   *key;
+	pg_uuid_t  *correlation_id;
+	int			version;		/* 0: the active one */
+	TimestampTz start_at;		/* 0: now */
+	Interval   *deadline;		/* NULL: the definition's */
+	int			priority;
+	Jsonb	   *labels;
+	char	   *on_existing;
+	int64		hold_us;		/* first wake this much later: the caller runs it */
+} StartOptions;
+
+extern int64 saga_start(const StartOptions *options, bool *existing);
+
+/* saga_find.c */
+extern char *saga_status_or_error(int64 id);
+extern char *saga_visible_status(int64 id);
+
+#endif							/* COORD_SAGA_INSTANCE_H */

@@ -1,0 +1,707 @@
+/*-------------------------------------------------------------------------
+ *
+ * saga_store.c
+ *	  Sagas between tables and memory.
+ *
+ * Claiming is locking: FOR UPDATE SKIP LOCKED, no write that says "running", no
+ * lease, nothing to clean up after a crash.  What a batch of sagas has come to
+ * is written with one statement per kind of change.
+ *
+ * An unfinished saga has its row in coord_internal.saga and, once it has had to
+ * wait, a row in coord_internal.saga_step for each step that something happened
+ * to.  A finished one is moved into one row of the archive, its steps with it,
+ * so a saga that runs through in one transaction never writes a step row.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "base/clock.h"
+#include "base/debug_point.h"
+#include "base/json.h"
+#include "base/query.h"
+#include "saga/saga_instance.h"
+
+static const char *const phase_names[] = {"action", "compensation"};
+
+const char *
+saga_phase_name(int phase)
+{
+	return phase < 0 ? NULL : phase_names[phase];
+}
+
+/* ----------------------------------------------------------------
+ *		Arrays of values, one element per row to be written
+ * ----------------------------------------------------------------
+ */
+
+typedef struct Column
+{
+	Oid			type;
+	Datum	   *values;
+	bool	   *nulls;
+} Column;
+
+static void
+column_init(Column *columns, int ncolumns, const Oid *types, int nrows)
+{
+	for (int i = 0; i < ncolumns; i++)
+	{
+		columns[i].type = types[i];
+		columns[i].values = palloc0(sizeof(Datum) * Max(nrows, 1));
+		columns[i].nulls = palloc0(sizeof(bool) * Max(nrows, 1));
+	}
+}
+
+static void
+column_array(Datum *values, const Column *columns, int ncolumns, int nrows)
+{
+	for (int i = 0; i < ncolumns; i++)
+	{
+		int			dims[1] = {nrows};
+		int			lbs[1] = {1};
+		int16		typlen;
+		bool		typbyval;
+		char		typalign;
+
+		get_typlenbyvalalign(columns[i].type, &typlen, &typbyval, &typalign);
+		values[i] = PointerGetDatum(construct_md_array(columns[i].values,
+													   columns[i].nulls,
+													   1, dims, lbs,
+													   columns[i].type,
+													   typlen, typbyval, typalign));
+	}
+}
+
+static void
+set_text(Column *column, int row, const char *text)
+{
+	column->nulls[row] = text == NULL;
+	if (text != NULL)
+		column->values[row] = CStringGetTextDatum(text);
+}
+
+static void
+set_time(Column *column, int row, TimestampTz time)
+{
+	column->nulls[row] = time == 0;
+	column->values[row] = TimestampTzGetDatum(time);
+}
+
+static void
+set_jsonb(Column *column, int row, Jsonb *jsonb)
+{
+	column->nulls[row] = jsonb == NULL;
+	column->values[row] = PointerGetDatum(jsonb);
+}
+
+/* ----------------------------------------------------------------
+ *		Loading
+ * ----------------------------------------------------------------
+ */
+
+static void
+set_correlation(Saga *saga, const pg_uuid_t *uuid)
+{
+	static const char hex[] = "0123456789abcdef";
+	char	   *to = saga->correlation_id;
+
+	for (int i = 0; i < UUID_LEN; i++)
+	{
+		if (i == 4 || i == 6 || i == 8 || i == 10)
+			*to++ = '-';
+		*to++ = hex[uuid->data[i] >> 4];
+		*to++ = hex[uuid->data[i] & 15];
+	}
+	*to = '\0';
+	saga->has_correlation = true;
+}
+
+static TimestampTz
+get_time(uint64 row, int column)
+{
+	bool		isnull;
+	Datum		value = query_value(row, column, &isnull);
+
+	return isnull ? 0 : DatumGetTimestampTz(value);
+}
+
+static int64
+get_int(uint64 row, int column)
+{
+	bool		isnull;
+
+	return DatumGetInt64(query_value(row, column, &isnull));
+}
+
+static bool
+same_text(uint64 row, int column, const char *expected)
+{
+	bool		isnull;
+	text	   *value = DatumGetTextPP(query_value(row, column, &isnull));
+
+	return !isnull && VARSIZE_ANY_EXHDR(value) == strlen(expected) &&
+		memcmp(VARDATA_ANY(value), expected, strlen(expected)) == 0;
+}
+
+/* One row of the claim; the definition is looked up later. */
+static Saga *
+read_saga(MemoryContext context, uint64 row, int64 *definition)
+{
+	Saga	   *saga = MemoryContextAllocZero(context, sizeof(Saga));
+	bool		isnull;
+	Datum		value;
+
+	saga->id = get_int(row, 1);
+	saga->tid = *(ItemPointer) DatumGetPointer(query_value(row, 2, &isnull));
+	*definition = get_int(row, 3);
+	saga->owner = DatumGetObjectId(query_value(row, 4, &isnull));
+	if (same_text(row, 5, "running"))
+		saga->status = SAGA_RUNNING;
+	else
+		saga->status = machine_state(&saga_machine, query_text(context, row, 5));
+	saga->stored_status = saga->status;
+	saga->backward = DatumGetBool(query_value(row, 6, &isnull));
+	saga->cause = query_text(context, row, 7);
+	saga->error = query_text(context, row, 8);
+	saga->key = query_text(context, row, 9);
+	saga->input = DatumGetJsonbP(query_copy(context, row, 10, &isnull));
+	saga->priority = DatumGetInt32(query_value(row, 11, &isnull));
+	value = query_value(row, 12, &isnull);
+	if (!isnull)
+		set_correlation(saga, DatumGetUUIDP(value));
+	saga->created_at = get_time(row, 13);
+	saga->started_at = get_time(row, 14);
+	saga->wake_at = get_time(row, 15);
+	saga->deadline_at = get_time(row, 16);
+	saga->next_sequence = DatumGetInt32(query_value(row, 17, &isnull));
+	saga->has_steps = DatumGetBool(query_value(row, 18, &isnull));
+	return saga;
+}
+
+static int
+compare_id(const void *a, const void *b)
+{
+	int64		x = (*(Saga *const *) a)->id;
+	int64		y = (*(Saga *const *) b)->id;
+
+	return x < y ? -1 : x > y;
+}
+
+static int
+compare_rank(const void *a, const void *b)
+{
+	const Saga *x = *(Saga *const *) a;
+	const Saga *y = *(Saga *const *) b;
+
+	if (x->priority != y->priority)
+		return x->priority > y->priority ? -1 : 1;
+	return compare_id(a, b);
+}
+
+/* Read the step rows of those sagas that have some; "sagas" is in id order. */
+static void
+load_steps(Turn *turn, Saga **sagas, int count)
+{
+	static Statement read = {
+		"SELECT saga_id, ordinal, status, phase, attempt, sequence, result,"
+		" has_result, error, sqlstate, error_detail, error_context,"
+		" next_attempt_at, started_at, finished_at"
+		" FROM coord_internal.saga_step WHERE saga_id = ANY ($1)",
+		1, {INT8ARRAYOID}
+	};
+	Datum	   *ids = palloc(sizeof(Datum) * count);
+	QueryScope	scope;
+	Datum		value;
+	uint64		rows;
+	int			nids = 0;
+
+	for (int i = 0; i < count; i++)
+	{
+		if (sagas[i]->has_steps)
+			ids[nids++] = Int64GetDatum(sagas[i]->id);
+	}
+	if (nids == 0)
+		return;
+	query_begin(&scope);
+	value = PointerGetDatum(construct_array(ids, nids, INT8OID, 8, true, TYPALIGN_DOUBLE));
+	rows = query_run(&read, &value, NULL, 0);
+	for (uint64 i = 0; i < rows; i++)
+	{
+		Saga		key;
+		Saga	   *keyp = &key;
+		Saga	   *saga;
+		StepState  *state;
+		char	   *text;
+		int			ordinal;
+		bool		isnull;
+
+		key.id = get_int(i, 1);
+		saga = *(Saga **) bsearch(&keyp, sagas, count, sizeof(Saga *), compare_id);
+		ordinal = DatumGetInt32(query_value(i, 2, &isnull));
+		if (ordinal < 0 || ordinal >= saga->def->nsteps)
+			elog(ERROR, "saga " INT64_FORMAT " has no step %d", saga->id, ordinal);
+		state = &saga->steps[ordinal];
+		text = query_text(turn->context, i, 3);
+		state->status = machine_state(&step_machine, text);
+		state->phase = same_text(i, 4, phase_names[PHASE_ACTION]) ?
+			PHASE_ACTION : PHASE_COMPENSATION;
+		state->attempt = DatumGetInt32(query_value(i, 5, &isnull));
+		state->sequence = DatumGetInt32(query_value(i, 6, &isnull));
+		state->result = (Jsonb *) DatumGetPointer(query_copy(turn->context, i, 7, &isnull));
+		if (isnull)
+			state->result = NULL;
+		state->has_result = DatumGetBool(query_value(i, 8, &isnull));
+		state->error = query_text(turn->context, i, 9);
+		state->sqlstate = query_text(turn->context, i, 10);
+		state->detail = query_text(turn->context, i, 11);
+		state->context = query_text(turn->context, i, 12);
+		state->next_attempt_at = get_time(i, 13);
+		state->started_at = get_time(i, 14);
+		state->finished_at = get_time(i, 15);
+	}
+	query_end(&scope);
+}
+
+/*
+ * Claim and load those of "ids" that nobody else holds and, unless "due" is 0,
+ * that are due by then.  Returns them in order of priority and age, in the
+ * turn's memory context.  The claim lasts until the transaction ends.
+ */
+Saga **
+saga_load(Turn *turn, const int64 *ids, int count, TimestampTz due, int *nloaded)
+{
+#define CLAIM \
+	"SELECT id, ctid, definition, owner, status, backward, cause, error, key," \
+	" input, priority, correlation_id, created_at, started_at, wake_at," \
+	" deadline_at, next_sequence, has_steps" \
+	" FROM coord_internal.saga WHERE id = ANY ($1)"
+	static Statement claim_due = {
+		CLAIM " AND wake_at <= $2 FOR UPDATE SKIP LOCKED",
+		2, {INT8ARRAYOID, TIMESTAMPTZOID}
+	};
+	static Statement claim_any = {
+		CLAIM " FOR UPDATE SKIP LOCKED",
+		1, {INT8ARRAYOID}
+	};
+	MemoryContext old = MemoryContextSwitchTo(turn->context);
+	Saga	  **sagas = palloc(sizeof(Saga *) * Max(count, 1));
+	int64	   *definitions = palloc(sizeof(int64) * Max(count, 1));
+	Datum	   *elements = palloc(sizeof(Datum) * Max(count, 1));
+	QueryScope	scope;
+	Datum		values[2];
+	uint64		rows;
+
+	for (int i = 0; i < count; i++)
+		elements[i] = Int64GetDatum(ids[i]);
+	values[0] = PointerGetDatum(construct_array(elements, count, INT8OID, 8, true,
+												TYPALIGN_DOUBLE));
+	values[1] = TimestampTzGetDatum(due);
+
+	query_begin(&scope);
+	rows = query_run(due != 0 ? &claim_due : &claim_any, values, NULL, 0);
+	for (uint64 i = 0; i < rows; i++)
+		sagas[i] = read_saga(turn->context, i, &definitions[i]);
+	query_end(&scope);
+
+	for (uint64 i = 0; i < rows; i++)
+	{
+		sagas[i]->def = saga_definition_by_id(definitions[i]);
+		sagas[i]->steps = palloc0(sizeof(StepState) * sagas[i]->def->nsteps);
+	}
+	qsort(sagas, rows, sizeof(Saga *), compare_id);
+	load_steps(turn, sagas, rows);
+	qsort(sagas, rows, sizeof(Saga *), compare_rank);
+	*nloaded = (int) rows;
+	MemoryContextSwitchTo(old);
+	return sagas;
+}
+
+/* ----------------------------------------------------------------
+ *		Writing back
+ * ----------------------------------------------------------------
+ */
+
+static void
+write_time(JsonWriter *writer, const char *key, TimestampTz time)
+{
+	if (time == 0)
+		return;
+	json_key(writer, key);
+	json_integer(writer, time);
+}
+
+static void
+write_text(JsonWriter *writer, const char *key, const char *text)
+{
+	if (text == NULL)
+		return;
+	json_key(writer, key);
+	json_string(writer, text);
+}
+
+/*
+ * The steps as the archive keeps them: an array of objects, absent members
+ * being null, times in microseconds of PostgreSQL's epoch.
+ */
+static Jsonb *
+archived_steps(const Saga *saga)
+{
+	JsonWriter	writer = {0};
+
+	json_begin_array(&writer);
+	for (int i = 0; i < saga->def->nsteps; i++)
+	{
+		const StepState *state = &saga->steps[i];
+
+		json_begin_object(&writer);
+		json_key(&writer, "step");
+		json_string(&writer, saga->def->steps[i].name);
+		json_key(&writer, "status");
+		json_string(&writer, step_machine.states[state->status]);
+		if (state->phase == PHASE_COMPENSATION)
+			write_text(&writer, "phase", phase_names[state->phase]);
+		if (state->attempt != 1)
+		{
+			json_key(&writer, "attempt");
+			json_integer(&writer, state->attempt);
+		}
+		if (state->has_result)
+		{
+			json_key(&writer, "result");
+			json_value(&writer, state->result);
+		}
+		write_text(&writer, "error", state->error);
+		write_text(&writer, "sqlstate", state->sqlstate);
+		write_text(&writer, "error_detail", state->detail);
+		write_text(&writer, "error_context", state->context);
+		write_time(&writer, "started_at", state->started_at);
+		write_time(&writer, "finished_at", state->finished_at);
+		json_end_object(&writer);
+	}
+	json_end_array(&writer);
+	return json_finish(&writer);
+}
+
+/* Move finished sagas into the archive. */
+static void
+write_finished(Saga **sagas, int count)
+{
+	static Statement move = {
+		"WITH gone AS ("
+		" DELETE FROM coord_internal.saga s"
+		" USING unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+		" AS u(tid, name, version, old_status, status, backward, cause, error,"
+		" started_at, finished_at, steps)"
+		" WHERE s.ctid = u.tid AND s.status = u.old_status"
+		" RETURNING s.id, u.name, u.version, s.owner, u.status, u.backward,"
+		" u.cause, u.error, s.key, s.input, s.priority, s.labels,"
+		" s.correlation_id, s.created_at, u.started_at, u.finished_at,"
+		" s.deadline_at, u.steps)"
+		" INSERT INTO coord_internal.saga_archive"
+		" (id, name, version, owner, status, backward, cause, error, key, input,"
+		" priority, labels, correlation_id, created_at, started_at, finished_at,"
+		" deadline_at, steps) SELECT * FROM gone",
+		11, {TIDARRAYOID, TEXTARRAYOID, INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
+			BOOLARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID,
+		TIMESTAMPTZARRAYOID, JSONBARRAYOID}
+	};
+	static const Oid types[] = {
+		TIDOID, TEXTOID, INT4OID, TEXTOID, TEXTOID, BOOLOID, TEXTOID, TEXTOID,
+		TIMESTAMPTZOID, TIMESTAMPTZOID, JSONBOID
+	};
+	static Statement drop_steps = {
+		"DELETE FROM coord_internal.saga_step WHERE saga_id = ANY ($1)",
+		1, {INT8ARRAYOID}
+	};
+	Column		columns[lengthof(types)];
+	Datum		values[lengthof(types)];
+	Datum	   *with_steps = palloc(sizeof(Datum) * count);
+	int			nwith_steps = 0;
+	QueryScope	scope;
+
+	column_init(columns, lengthof(types), types, count);
+	for (int i = 0; i < count; i++)
+	{
+		Saga	   *saga = sagas[i];
+
+		columns[0].values[i] = PointerGetDatum(&saga->tid);
+		set_text(&columns[1], i, saga->def->name);
+		columns[2].values[i] = Int32GetDatum(saga->def->version);
+		set_text(&columns[3], i, saga_machine.states[saga->stored_status]);
+		set_text(&columns[4], i, saga_machine.states[saga->status]);
+		columns[5].values[i] = BoolGetDatum(saga->backward);
+		set_text(&columns[6], i, saga->cause);
+		set_text(&columns[7], i, saga->error);
+		set_time(&columns[8], i, saga->started_at);
+		set_time(&columns[9], i, saga->finished_at);
+		set_jsonb(&columns[10], i, archived_steps(saga));
+		if (saga->has_steps)
+			with_steps[nwith_steps++] = Int64GetDatum(saga->id);
+	}
+	column_array(values, columns, lengthof(types), count);
+
+	query_begin(&scope);
+	if (query_run(&move, values, NULL, 0) != count)
+		elog(ERROR, "a saga that was claimed has changed");
+	if (nwith_steps > 0)
+	{
+		values[0] = PointerGetDatum(construct_array(with_steps, nwith_steps, INT8OID,
+													8, true, TYPALIGN_DOUBLE));
+		query_run(&drop_steps, values, NULL, 0);
+	}
+	query_end(&scope);
+	for (int i = 0; i < count; i++)
+		doorbell_finished_at_commit(sagas[i]->id);
+}
+
+/* Write the steps of unfinished sagas that something happened to. */
+static void
+write_steps(Saga **sagas, int count)
+{
+	static Statement upsert = {
+		"INSERT INTO coord_internal.saga_step AS s"
+		" (saga_id, ordinal, status, phase, attempt, sequence, result, has_result,"
+		" error, sqlstate, error_detail, error_context, next_attempt_at,"
+		" started_at, finished_at)"
+		" SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,"
+		" $13, $14, $15)"
+		" ON CONFLICT (saga_id, ordinal) DO UPDATE SET status = excluded.status,"
+		" phase = excluded.phase, attempt = excluded.attempt,"
+		" sequence = excluded.sequence, result = excluded.result,"
+		" has_result = excluded.has_result, error = excluded.error,"
+		" sqlstate = excluded.sqlstate, error_detail = excluded.error_detail,"
+		" error_context = excluded.error_context,"
+		" next_attempt_at = excluded.next_attempt_at,"
+		" started_at = excluded.started_at, finished_at = excluded.finished_at",
+		15, {INT8ARRAYOID, INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT4ARRAYOID,
+			INT4ARRAYOID, JSONBARRAYOID, BOOLARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
+			TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID,
+		TIMESTAMPTZARRAYOID}
+	};
+	static const Oid types[] = {
+		INT8OID, INT4OID, TEXTOID, TEXTOID, INT4OID, INT4OID, JSONBOID, BOOLOID,
+		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID,
+		TIMESTAMPTZOID
+	};
+	Column		columns[lengthof(types)];
+	Datum		values[lengthof(types)];
+	QueryScope	scope;
+	int			nrows = 0;
+	int			row = 0;
+
+	for (int i = 0; i < count; i++)
+	{
+		for (int j = 0; j < sagas[i]->def->nsteps; j++)
+			nrows += sagas[i]->steps[j].dirty;
+	}
+	if (nrows == 0)
+		return;
+	column_init(columns, lengthof(types), types, nrows);
+	for (int i = 0; i < count; i++)
+	{
+		for (int j = 0; j < sagas[i]->def->nsteps; j++)
+		{
+			StepState  *state = &sagas[i]->steps[j];
+
+			if (!state->dirty)
+				continue;
+			columns[0].values[row] = Int64GetDatum(sagas[i]->id);
+			columns[1].values[row] = Int32GetDatum(j);
+			set_text(&columns[2], row, step_machine.states[state->status]);
+			set_text(&columns[3], row, phase_names[state->phase]);
+			columns[4].values[row] = Int32GetDatum(state->attempt);
+			columns[5].values[row] = Int32GetDatum(state->sequence);
+			set_jsonb(&columns[6], row, state->result);
+			columns[7].values[row] = BoolGetDatum(state->has_result);
+			set_text(&columns[8], row, state->error);
+			set_text(&columns[9], row, state->sqlstate);
+			set_text(&columns[10], row, state->detail);
+			set_text(&columns[11], row, state->context);
+			set_time(&columns[12], row, state->next_attempt_at);
+			set_time(&columns[13], row, state->started_at);
+			set_time(&columns[14], row, state->finished_at);
+			row++;
+		}
+	}
+	column_array(values, columns, lengthof(types), nrows);
+	query_begin(&scope);
+	query_run(&upsert, values, NULL, 0);
+	query_end(&scope);
+}
+
+/* Write sagas that go on later. */
+static void
+write_waiting(Saga **sagas, int count)
+{
+	static Statement update = {
+		"UPDATE coord_internal.saga s SET status = u.status,"
+		" backward = u.backward, cause = u.cause, error = u.error,"
+		" input = coalesce(u.input, s.input), started_at = u.started_at,"
+		" wake_at = u.wake_at, next_sequence = u.next_sequence,"
+		" has_steps = u.has_steps"
+		" FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+		" AS u(tid, old_status, status, backward, cause, error, input, started_at,"
+		" wake_at, next_sequence, has_steps)"
+		" WHERE s.ctid = u.tid AND s.status = u.old_status",
+		11, {TIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID, BOOLARRAYOID, TEXTARRAYOID,
+			TEXTARRAYOID, JSONBARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID,
+		INT4ARRAYOID, BOOLARRAYOID}
+	};
+	static const Oid types[] = {
+		TIDOID, TEXTOID, TEXTOID, BOOLOID, TEXTOID, TEXTOID, JSONBOID,
+		TIMESTAMPTZOID, TIMESTAMPTZOID, INT4OID, BOOLOID
+	};
+	Column		columns[lengthof(types)];
+	Datum		values[lengthof(types)];
+	QueryScope	scope;
+
+	column_init(columns, lengthof(types), types, count);
+	for (int i = 0; i < count; i++)
+	{
+		Saga	   *saga = sagas[i];
+
+		for (int j = 0; j < saga->def->nsteps && !saga->has_steps; j++)
+			saga->has_steps = saga->steps[j].dirty;
+		columns[0].values[i] = PointerGetDatum(&saga->tid);
+		set_text(&columns[1], i, saga_machine.states[saga->stored_status]);
+		set_text(&columns[2], i, saga_machine.states[saga->status]);
+		columns[3].values[i] = BoolGetDatum(saga->backward);
+		set_text(&columns[4], i, saga->cause);
+		set_text(&columns[5], i, saga->error);
+		set_jsonb(&columns[6], i, saga->input_dirty ? saga->input : NULL);
+		set_time(&columns[7], i, saga->started_at);
+		set_time(&columns[8], i, saga->wake_at);
+		columns[9].values[i] = Int32GetDatum(saga->next_sequence);
+		columns[10].values[i] = BoolGetDatum(saga->has_steps);
+	}
+	column_array(values, columns, lengthof(types), count);
+	query_begin(&scope);
+	if (query_run(&update, values, NULL, 0) != count)
+		elog(ERROR, "a saga that was claimed has changed");
+	query_end(&scope);
+	for (int i = 0; i < count; i++)
+	{
+		if (sagas[i]->status == SAGA_SUSPENDED && sagas[i]->stored_status != SAGA_SUSPENDED)
+			ereport(LOG,
+					(errmsg("saga " INT64_FORMAT " (\"%s\") is suspended",
+							sagas[i]->id, sagas[i]->def->name),
+					 errhint("SELECT * FROM coord.stuck;")));
+		if (sagas[i]->wake_at != 0)
+			doorbell_due_at_commit(sagas[i]->id, sagas[i]->priority,
+								   sagas[i]->owner, sagas[i]->wake_at);
+		else
+			doorbell_finished_at_commit(sagas[i]->id);	/* suspended or paused */
+	}
+	write_steps(sagas, count);
+}
+
+/* Remember a row for the log; the strings must live as long as the turn. */
+void
+saga_log(Turn *turn, const LogRow *row)
+{
+	MemoryContext old = MemoryContextSwitchTo(turn->context);
+
+	if (turn->nlog == turn->log_size)
+	{
+		turn->log_size = turn->log_size ? turn->log_size * 2 : 16;
+		if (turn->log == NULL)
+			turn->log = palloc(sizeof(LogRow) * turn->log_size);
+		else
+			turn->log = repalloc(turn->log, sizeof(LogRow) * turn->log_size);
+	}
+	turn->log[turn->nlog++] = *row;
+	MemoryContextSwitchTo(old);
+}
+
+static void
+write_log(Turn *turn)
+{
+	static Statement insert = {
+		"INSERT INTO coord_internal.saga_log (saga_id, owner, at, event, step,"
+		" phase, attempt, role, reason, error, sqlstate, error_detail,"
+		" error_context)"
+		" SELECT u.saga_id, u.owner, u.at, u.event, u.step, u.phase, u.attempt,"
+		" coalesce(r.rolname, u.role::text), u.reason, u.error, u.sqlstate,"
+		" u.error_detail, u.error_context"
+		" FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+		" AS u(saga_id, owner, at, event, step, phase, attempt, role, reason,"
+		" error, sqlstate, error_detail, error_context)"
+		" LEFT JOIN pg_catalog.pg_authid r ON r.oid = u.role",
+		13, {INT8ARRAYOID, OIDARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID,
+			TEXTARRAYOID, TEXTARRAYOID, INT4ARRAYOID, OIDARRAYOID, TEXTARRAYOID,
+		TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID}
+	};
+	static const Oid types[] = {
+		INT8OID, OIDOID, TIMESTAMPTZOID, TEXTOID, TEXTOID, TEXTOID, INT4OID,
+		OIDOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID
+	};
+	Column		columns[lengthof(types)];
+	Datum		values[lengthof(types)];
+	QueryScope	scope;
+
+	if (turn->nlog == 0)
+		return;
+	column_init(columns, lengthof(types), types, turn->nlog);
+	for (int i = 0; i < turn->nlog; i++)
+	{
+		LogRow	   *row = &turn->log[i];
+
+		columns[0].values[i] = Int64GetDatum(row->saga);
+		columns[1].values[i] = ObjectIdGetDatum(row->owner);
+		set_time(&columns[2], i, row->at);
+		set_text(&columns[3], i, row->event);
+		set_text(&columns[4], i, row->step);
+		set_text(&columns[5], i, saga_phase_name(row->phase));
+		columns[6].values[i] = Int32GetDatum(row->attempt);
+		columns[6].nulls[i] = row->attempt == 0;
+		columns[7].values[i] = ObjectIdGetDatum(row->role);
+		set_text(&columns[8], i, row->reason);
+		set_text(&columns[9], i, row->error);
+		set_text(&columns[10], i, row->sqlstate);
+		set_text(&columns[11], i, row->detail);
+		set_text(&columns[12], i, row->context);
+	}
+	column_array(values, columns, lengthof(types), turn->nlog);
+	query_begin(&scope);
+	query_run(&insert, values, NULL, 0);
+	query_end(&scope);
+	turn->nlog = 0;
+}
+
+/*
+ * Write back what has changed, with the log, in the open transaction.  Each
+ * saga can be flushed once: its row then has another address.
+ */
+void
+saga_flush(Turn *turn, Saga **sagas, int count)
+{
+	MemoryContext old = MemoryContextSwitchTo(turn->context);
+	Saga	  **finished = palloc(sizeof(Saga *) * Max(count, 1));
+	Saga	  **waiting = palloc(sizeof(Saga *) * Max(count, 1));
+	int			nfinished = 0;
+	int			nwaiting = 0;
+
+	DEBUG_POINT("saga_before_flush");
+	for (int i = 0; i < count; i++)
+	{
+		if (saga_status_is_final(sagas[i]->status))
+			finished[nfinished++] = sagas[i];
+		else if (sagas[i]->dirty)
+			waiting[nwaiting++] = sagas[i];
+	}
+	if (nfinished > 0)
+		write_finished(finished, nfinished);
+	if (nwaiting > 0)
+		write_waiting(waiting, nwaiting);
+	write_log(turn);
+	MemoryContextSwitchTo(old);
+	DEBUG_POINT("saga_after_flush");
+}

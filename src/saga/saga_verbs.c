@@ -1,0 +1,645 @@
+/*-------------------------------------------------------------------------
+ *
+ * saga_verbs.c
+ *	  What operators do to sagas: cancel, pause, resume, retry, skip, patch,
+ *	  abandon.
+ *
+ * A verb never waits for a running step.  If nobody has the saga in hand it is
+ * done at once, in the caller's transaction.  Otherwise it is written down in
+ * coord_internal.saga_request, and whoever has the saga does it at the next
+ * step boundary:
+ *
+ * 1. The request commits, then raises request_serial (commit callback).
+ * 2. Whoever advances the saga compares request_serial with what it was when
+ *	  its transaction began, before each call and before it goes on after one;
+ *	  a difference makes it commit, which frees the saga.
+ * 3. A worker applies waiting requests before its next turn.  If the request
+ *	  commits after the last comparison, the saga is freed by that commit anyway,
+ *	  and the flag "requests", set together with the serial, is still there.
+ * 4. The holder may be another operator's open transaction: its commit sets
+ *	  the flag as well.
+ *
+ * Privileges are checked when the verb is called; the audit row in the log
+ * bears the role that called.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/errors.h"
+#include "base/installation.h"
+#include "base/query.h"
+#include "saga/saga_instance.h"
+
+PG_FUNCTION_INFO_V1(coord_saga_cancel);
+PG_FUNCTION_INFO_V1(coord_saga_pause);
+PG_FUNCTION_INFO_V1(coord_saga_resume);
+PG_FUNCTION_INFO_V1(coord_saga_retry);
+PG_FUNCTION_INFO_V1(coord_saga_skip);
+PG_FUNCTION_INFO_V1(coord_saga_patch);
+PG_FUNCTION_INFO_V1(coord_saga_abandon);
+
+#define REQUEST_BATCH 256
+
+typedef struct Request
+{
+	int64		id;				/* 0: not from the table */
+	int64		saga;
+	const char *verb;
+	char	   *step;
+	Jsonb	   *argument;
+	Oid			role;
+	char	   *reason;
+	bool		interrupt;
+} Request;
+
+/* Why a verb cannot be done; code 0: it can. */
+typedef struct Refusal
+{
+	int			code;
+	char	   *message;
+	char	   *hint;
+} Refusal;
+
+static void
+refuse(Refusal *refusal, char *message, char *hint)
+{
+	refusal->code = ERRCODE_COORD_ILLEGAL_TRANSITION;
+	refusal->message = message;
+	refusal->hint = hint;
+}
+
+/* The engine should look at it now. */
+static void
+wake(Saga *saga)
+{
+	saga->wake_at = clock_now();
+	saga->dirty = true;
+}
+
+static bool
+do_cancel(Saga *saga, const Request *request, Refusal *refusal)
+{
+	if (saga->backward)
+		return false;
+	if (saga_pivot_done(saga))
+	{
+		refuse(refusal,
+			   psprintf("saga " INT64_FORMAT " cannot be cancelled: its pivot \"%s\" is completed",
+						saga->id, saga->def->steps[saga->def->pivot].name),
+			   "From here on it only goes forward; coord.saga_abandon() gives it up without undoing anything.");
+		return false;
+	}
+	saga_turn_back(saga, true, "cancelled",
+				   request->reason ? request->reason : "cancelled");
+	return true;
+}
+
+static bool
+do_pause(Saga *saga, const Request *request, Refusal *refusal)
+{
+	if (!machine_allows(&saga_machine, saga->status, SAGA_EVENT_PAUSE))
+		return false;
+	saga_set_status(saga, SAGA_EVENT_PAUSE);
+	saga->wake_at = 0;
+	return true;
+}
+
+static bool
+do_resume(Saga *saga, const Request *request, Refusal *refusal)
+{
+	if (saga->status != SAGA_PAUSED)
+		return false;
+	saga_set_status(saga, saga->backward ? SAGA_EVENT_RESUME_BACKWARD :
+					SAGA_EVENT_RESUME_FORWARD);
+	wake(saga);
+	return true;
+}
+
+/* A suspended saga goes on the way it went. */
+static void
+go_on(Saga *saga)
+{
+	if (saga->status == SAGA_SUSPENDED)
+	{
+		saga_set_status(saga, saga->backward ? SAGA_EVENT_RETRY_BACKWARD :
+						SAGA_EVENT_RETRY_FORWARD);
+		if (!saga->backward)
+			saga->error = NULL;
+	}
+	if (saga->status != SAGA_PAUSED)
+		wake(saga);
+}
+
+/* Does this step stop the saga, or wait for its next attempt? */
+static bool
+is_stopped(const Saga *saga, int ordinal)
+{
+	const StepState *state = &saga->steps[ordinal];
+
+	if (saga->backward)
+		return state->status == STEP_COMPENSATION_FAILED ||
+			(state->status == STEP_COMPENSATING && state->next_attempt_at != 0);
+	if (state->status == STEP_FAILED)
+		return !saga->def->steps[ordinal].optional;
+	return state->status == STEP_READY && state->next_attempt_at != 0;
+}
+
+static void
+revive(Saga *saga, int ordinal)
+{
+	StepState  *state = &saga->steps[ordinal];
+
+	if (state->status == STEP_FAILED)
+		saga_set_step(saga, ordinal, STEP_EVENT_REVIVE);
+	else if (state->status == STEP_COMPENSATION_FAILED)
+		saga_set_step(saga, ordinal, STEP_EVENT_UNDO_REVIVE);
+	state->attempt = 0;
+	state->next_attempt_at = 0;
+	state->finished_at = 0;
+	state->dirty = true;
+	saga->dirty = true;
+}
+
+static bool
+do_retry(Saga *saga, const Request *request, Refusal *refusal)
+{
+	int			revived = 0;
+
+	for (int i = 0; i < saga->def->nsteps; i++)
+	{
+		if (!is_stopped(saga, i))
+			continue;
+		if (request->step && strcmp(saga->def->steps[i].name, request->step) != 0)
+			continue;
+		revive(saga, i);
+		revived++;
+	}
+	if (revived == 0 && (request->step || saga->status != SAGA_SUSPENDED))
+	{
+		if (request->step && saga->status == SAGA_SUSPENDED)
+			refuse(refusal,
+				   psprintf("step \"%s\" of saga " INT64_FORMAT " is not what stops it",
+							request->step, saga->id),
+				   "coord.stuck names the step; leave the step out to retry it.");
+		return false;
+	}
+	go_on(saga);
+	return true;
+}
+
+static bool
+do_skip(Saga *saga, const Request *request, Refusal *refusal)
+{
+	int			ordinal = saga_step_ordinal(saga->def, request->step);
+	StepState  *state = &saga->steps[ordinal];
+	bool		still_stopped = false;
+
+	if (state->status == STEP_SKIPPED)
+		return false;
+	if (saga->backward)
+	{
+		if (state->status == STEP_COMPLETED && saga->def->steps[ordinal].compensation)
+			saga_set_step(saga, ordinal, STEP_EVENT_UNDO);
+		if (!machine_allows(&step_machine, state->status, STEP_EVENT_UNDO_SKIP))
+		{
+			refuse(refusal,
+				   psprintf("step \"%s\" of saga " INT64_FORMAT " has no compensation to skip",
+							request->step, saga->id), NULL);
+			return false;
+		}
+		saga_set_step(saga, ordinal, STEP_EVENT_UNDO_SKIP);
+	}
+	else
+	{
+		if (!machine_allows(&step_machine, state->status, STEP_EVENT_SKIP))
+		{
+			refuse(refusal,
+				   psprintf("step \"%s\" of saga " INT64_FORMAT " is %s and cannot be skipped",
+							request->step, saga->id, step_machine.states[state->status]),
+				   NULL);
+			return false;
+		}
+		saga_set_step(saga, ordinal, STEP_EVENT_SKIP);
+		if (request->argument != NULL)
+		{
+			state->result = request->argument;
+			state->has_result = true;
+		}
+	}
+	state->next_attempt_at = 0;
+	state->finished_at = clock_now();
+	for (int i = 0; i < saga->def->nsteps; i++)
+		still_stopped = still_stopped ||
+			(is_stopped(saga, i) && saga->steps[i].next_attempt_at == 0);
+	if (!still_stopped)
+		go_on(saga);
+	return true;
+}
+
+static bool
+do_patch(Saga *saga, const Request *request, Refusal *refusal)
+{
+	saga->input = request->argument;
+	saga->input_dirty = true;
+	saga->dirty = true;
+	return true;
+}
+
+static bool
+do_abandon(Saga *saga, const Request *request, Refusal *refusal)
+{
+	saga_set_status(saga, SAGA_EVENT_ABANDON);
+	saga->cause = "abandoned";
+	saga->error = request->reason ? pstrdup(request->reason) : saga->error;
+	return true;
+}
+
+static const struct
+{
+	const char *name;
+	bool		(*apply) (Saga *saga, const Request *request, Refusal *refusal);
+}			verbs[] =
+{
+	{"cancel", do_cancel},
+	{"pause", do_pause},
+	{"resume", do_resume},
+	{"retry", do_retry},
+	{"skip", do_skip},
+	{"patch", do_patch},
+	{"abandon", do_abandon},
+};
+
+/*
+ * Do what is asked, in memory, and write the audit row.  A refusal changes
+ * nothing.
+ */
+static void
+apply(Turn *turn, Saga *saga, const Request *request, Refusal *refusal)
+{
+	bool		changed = false;
+	LogRow		row = {0};
+
+	refusal->code = 0;
+	for (int i = 0; i < lengthof(verbs); i++)
+	{
+		if (strcmp(verbs[i].name, request->verb) == 0)
+			changed = verbs[i].apply(saga, request, refusal);
+	}
+	if (!changed && refusal->code == 0)
+		return;
+	row.saga = saga->id;
+	row.owner = saga->owner;
+	row.at = clock_now();
+	row.event = refusal->code ? psprintf("%s_refused", request->verb) : request->verb;
+	row.step = request->step;
+	row.phase = -1;
+	row.role = request->role;
+	row.reason = request->reason;
+	row.error = refusal->code ? refusal->message : NULL;
+	saga_log(turn, &row);
+}
+
+/* Write the request down for whoever has the saga. */
+static void
+leave_request(const Request *request)
+{
+	static Statement insert = {
+		"INSERT INTO coord_internal.saga_request"
+		" (saga_id, verb, step, argument, role, reason, at)"
+		" VALUES ($1, $2, $3, $4, $5, $6, $7)",
+		7, {INT8OID, TEXTOID, TEXTOID, JSONBOID, OIDOID, TEXTOID, TIMESTAMPTZOID}
+	};
+	QueryScope	scope;
+	Datum		values[7];
+	bool		nulls[7] = {false};
+
+	query_begin(&scope);
+	values[0] = Int64GetDatum(request->saga);
+	values[1] = CStringGetTextDatum(request->verb);
+	nulls[2] = request->step == NULL;
+	if (!nulls[2])
+		values[2] = CStringGetTextDatum(request->step);
+	nulls[3] = request->argument == NULL;
+	values[3] = PointerGetDatum(request->argument);
+	values[4] = ObjectIdGetDatum(request->role);
+	nulls[5] = request->reason == NULL;
+	if (!nulls[5])
+		values[5] = CStringGetTextDatum(request->reason);
+	values[6] = TimestampTzGetDatum(clock_now());
+	query_run(&insert, values, nulls, 0);
+	query_end(&scope);
+	if (request->interrupt)
+		doorbell_interrupt_at_commit(request->saga);
+	else
+		doorbell_request_at_commit();
+}
+
+/* 42704 when the saga's definition has no such step. */
+static void
+check_step(int64 id, const char *step)
+{
+	static Statement read = {
+		"SELECT definition FROM coord_internal.saga WHERE id = $1", 1, {INT8OID}
+	};
+	QueryScope	scope;
+	Datum		value = Int64GetDatum(id);
+	int64		definition = 0;
+	SagaDef    *def;
+	List	   *names = NIL;
+	char	   *hint;
+	bool		isnull;
+
+	query_begin(&scope);
+	if (query_run_latest(&read, &value, NULL, 1) > 0)
+		definition = DatumGetInt64(query_value(0, 1, &isnull));
+	query_end(&scope);
+	if (definition == 0)
+		return;					/* finished meanwhile: nothing will change */
+	def = saga_definition_by_id(definition);
+	if (saga_step_ordinal(def, step) >= 0)
+		return;
+	for (int i = 0; i < Min(def->nsteps, 1000); i++)
+		names = lappend(names, def->steps[i].name);
+	hint = check_near_names(step, names);
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_OBJECT),
+			 errmsg("saga " INT64_FORMAT " has no step \"%s\"", id, step),
+			 hint ? errhint("%s", hint) : 0));
+}
+
+/* Every verb: check, then do it or leave it; the status after. */
+static Datum
+verb(Request *request)
+{
+	char	   *status;
+	Turn		turn;
+	Saga	  **sagas;
+	Refusal		refusal;
+	int			loaded;
+
+	installation_check();
+	status = saga_status_or_error(request->saga);
+	if (request->step)
+		check_step(request->saga, request->step);
+	if (saga_status_is_final(machine_state(&saga_machine, status)))
+	{
+		if (strcmp(request->verb, "patch") == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_COORD_ILLEGAL_TRANSITION),
+					 errmsg("saga " INT64_FORMAT " is finished", request->saga),
+					 errdetail("It is %s.", status)));
+		return CStringGetTextDatum(status);
+	}
+
+	saga_turn_begin(&turn, false);
+	sagas = saga_load(&turn, &request->saga, 1, 0, &loaded);
+	if (loaded == 0)
+	{
+		leave_request(request);
+		return CStringGetTextDatum(saga_status_or_error(request->saga));
+	}
+	saga_ensure_partitions();
+	apply(&turn, sagas[0], request, &refusal);
+	if (refusal.code != 0)
+		ereport(ERROR,
+				(errcode(refusal.code),
+				 errmsg("%s", refusal.message),
+				 refusal.hint ? errhint("%s", refusal.hint) : 0));
+	saga_flush(&turn, sagas, 1);
+	doorbell_request_at_commit();
+	return CStringGetTextDatum(saga_machine.states[sagas[0]->status]);
+}
+
+/* ----------------------------------------------------------------
+ *		Requests that were left
+ * ----------------------------------------------------------------
+ */
+
+/*
+ * Apply what is waiting for sagas that are free now.  Runs in the caller's
+ * transaction.
+ */
+static void
+apply_waiting(void)
+{
+	static Statement list = {
+		"SELECT DISTINCT saga_id FROM coord_internal.saga_request"
+		" ORDER BY saga_id LIMIT $1",
+		1, {INT4OID}
+	};
+	static Statement read = {
+		"DELETE FROM coord_internal.saga_request WHERE saga_id = $1"
+		" RETURNING id, verb, step, argument, role, reason",
+		1, {INT8OID}
+	};
+	static Statement gone = {
+		"DELETE FROM coord_internal.saga_request r WHERE NOT EXISTS"
+		" (SELECT FROM coord_internal.saga s WHERE s.id = r.saga_id)",
+		0, {0}
+	};
+	MemoryContext context = CurrentMemoryContext;
+	QueryScope	scope;
+	Datum		value = Int32GetDatum(REQUEST_BATCH);
+	int64		ids[REQUEST_BATCH];
+	Turn		turn;
+	Saga	  **sagas;
+	uint64		rows;
+	int			loaded;
+	bool		isnull;
+
+	query_begin(&scope);
+	rows = query_run_latest(&list, &value, NULL, 0);
+	for (uint64 i = 0; i < rows; i++)
+		ids[i] = DatumGetInt64(query_value(i, 1, &isnull));
+	query_end(&scope);
+	if (rows == 0)
+		return;
+
+	saga_turn_begin(&turn, identity_is_worker());
+	sagas = saga_load(&turn, ids, (int) rows, 0, &loaded);
+	for (int i = 0; i < loaded; i++)
+	{
+		Request    *requests;
+		uint64		count;
+
+		query_begin(&scope);
+		value = Int64GetDatum(sagas[i]->id);
+		count = query_run(&read, &value, NULL, 0);
+		requests = MemoryContextAllocZero(turn.context, sizeof(Request) * Max(count, 1));
+		for (uint64 j = 0; j < count; j++)
+		{
+			Request    *request = &requests[j];
+
+			request->id = DatumGetInt64(query_value(j, 1, &isnull));
+			request->saga = sagas[i]->id;
+			request->verb = query_text(turn.context, j, 2);
+			request->step = query_text(turn.context, j, 3);
+			request->argument = (Jsonb *) DatumGetPointer(query_copy(turn.context, j, 4, &isnull));
+			if (isnull)
+				request->argument = NULL;
+			request->role = DatumGetObjectId(query_value(j, 5, &isnull));
+			request->reason = query_text(turn.context, j, 6);
+		}
+		query_end(&scope);
+
+		/* The table's order is that of arrival; there are few. */
+		MemoryContextSwitchTo(turn.context);
+		for (uint64 done = 0; done < count; done++)
+		{
+			Request    *next = NULL;
+			Refusal		refusal;
+
+			for (uint64 j = 0; j < count; j++)
+			{
+				if (requests[j].id != 0 && (next == NULL || requests[j].id < next->id))
+					next = &requests[j];
+			}
+			if (!saga_status_is_final(sagas[i]->status))
+				apply(&turn, sagas[i], next, &refusal);
+			next->id = 0;
+		}
+		MemoryContextSwitchTo(context);
+	}
+	saga_flush(&turn, sagas, loaded);
+
+	query_begin(&scope);
+	query_run(&gone, NULL, NULL, 0);
+	query_end(&scope);
+}
+
+/*
+ * Apply waiting requests in a transaction of its own; for workers, outside a
+ * transaction.
+ */
+void
+saga_apply_requests(void)
+{
+	StartTransactionCommand();
+	if (installation_lock(AccessShareLock))
+	{
+		installation_check();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		apply_waiting();
+		PopActiveSnapshot();
+	}
+	CommitTransactionCommand();
+}
+
+/* The same in the open transaction of a session that runs sagas. */
+void
+saga_apply_requests_here(void)
+{
+	apply_waiting();
+}
+
+/* ----------------------------------------------------------------
+ *		The SQL functions
+ * ----------------------------------------------------------------
+ */
+
+static void
+request_init(Request *request, FunctionCallInfo fcinfo, const char *name)
+{
+	memset(request, 0, sizeof(Request));
+	check_required(fcinfo, 0, "id");
+	request->saga = PG_GETARG_INT64(0);
+	request->verb = name;
+	request->role = GetUserId();
+}
+
+/* coord.saga_cancel(id, reason, interrupt) */
+Datum
+coord_saga_cancel(PG_FUNCTION_ARGS)
+{
+	Request		request;
+
+	request_init(&request, fcinfo, "cancel");
+	request.reason = check_optional_text(fcinfo, 1);
+	request.interrupt = !PG_ARGISNULL(2) && PG_GETARG_BOOL(2);
+	return verb(&request);
+}
+
+/* coord.saga_pause(id, reason) */
+Datum
+coord_saga_pause(PG_FUNCTION_ARGS)
+{
+	Request		request;
+
+	request_init(&request, fcinfo, "pause");
+	request.reason = check_optional_text(fcinfo, 1);
+	return verb(&request);
+}
+
+/* coord.saga_resume(id, reason) */
+Datum
+coord_saga_resume(PG_FUNCTION_ARGS)
+{
+	Request		request;
+
+	request_init(&request, fcinfo, "resume");
+	request.reason = check_optional_text(fcinfo, 1);
+	return verb(&request);
+}
+
+/* coord.saga_retry(id, step, reason) */
+Datum
+coord_saga_retry(PG_FUNCTION_ARGS)
+{
+	Request		request;
+
+	request_init(&request, fcinfo, "retry");
+	request.step = check_optional_text(fcinfo, 1);
+	request.reason = check_optional_text(fcinfo, 2);
+	return verb(&request);
+}
+
+/* coord.saga_skip(id, step, result, reason) */
+Datum
+coord_saga_skip(PG_FUNCTION_ARGS)
+{
+	Request		request;
+
+	request_init(&request, fcinfo, "skip");
+	request.step = check_text(fcinfo, 1, "step");
+	if (!PG_ARGISNULL(2))
+		request.argument = PG_GETARG_JSONB_P(2);
+	request.reason = check_optional_text(fcinfo, 3);
+	return verb(&request);
+}
+
+/* coord.saga_patch(id, input, reason) */
+Datum
+coord_saga_patch(PG_FUNCTION_ARGS)
+{
+	Request		request;
+
+	request_init(&request, fcinfo, "patch");
+	check_required(fcinfo, 1, "input");
+	request.argument = PG_GETARG_JSONB_P(1);
+	request.reason = check_optional_text(fcinfo, 2);
+	return verb(&request);
+}
+
+/* coord.saga_abandon(id, reason) */
+Datum
+coord_saga_abandon(PG_FUNCTION_ARGS)
+{
+	Request		request;
+
+	request_init(&request, fcinfo, "abandon");
+	request.reason = check_optional_text(fcinfo, 1);
+	return verb(&request);
+}
