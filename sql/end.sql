@@ -1,1 +1,35 @@
--- sql/end.sql
+-- ---------------------------------------------------------------------------
+-- Privileges: nothing for PUBLIC; looking for coord_reader and pg_monitor, using
+-- for coord_user, ruling for coord_admin.
+-- ---------------------------------------------------------------------------
+
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA coord FROM PUBLIC;
+REVOKE ALL ON ALL PROCEDURES IN SCHEMA coord FROM PUBLIC;
+REVOKE ALL ON ALL TABLES IN SCHEMA coord, coord_internal FROM PUBLIC;
+
+GRANT SELECT ON ALL TABLES IN SCHEMA coord TO coord_reader, pg_monitor;
+GRANT EXECUTE ON FUNCTION
+  coord.state_machine(text), coord.saga_status(bigint), coord.saga_output(bigint),
+  coord.saga_find(text, text), coord.saga_diagram(text, text), coord.saga_picture(bigint, text),
+  coord.saga_timeline(bigint)
+  TO coord_reader;
+GRANT EXECUTE ON FUNCTION
+  coord.step(text, text, text, text[], text, name, boolean, boolean, jsonpath, text, jsonpath,
+             int, int, interval, int, interval, float8, interval, text[]),
+  coord.saga_define(text, jsonb[], interval, text, boolean),
+  coord.saga_define_json(text, jsonb), coord.saga_activate(text, int), coord.saga_drop(text),
+  coord.saga_start(text, jsonb, text, uuid, int, timestamptz, interval, int, jsonb, text),
+  coord.saga_wait(bigint, interval), coord.saga_cancel(bigint, text, boolean),
+  coord.saga_pause(bigint, text), coord.saga_resume(bigint, text),
+  coord.saga_retry(bigint, text, text), coord.saga_skip(bigint, text, jsonb, text),
+  coord.saga_patch(bigint, jsonb, text), coord.saga_abandon(bigint, text),
+  coord.grant_use(text, text, name), coord.revoke_use(text, text, name)
+  TO coord_user;
+GRANT EXECUTE ON PROCEDURE
+  coord.saga_run(text, jsonb, text, bigint, text, jsonb), coord.run_pending(int, int)
+  TO coord_user;
+GRANT EXECUTE ON FUNCTION coord.pause(text), coord.resume(text), coord.start_worker() TO coord_admin;
+GRANT EXECUTE ON PROCEDURE coord.drain(interval, boolean) TO coord_admin;
+
+-- A worker comes and looks.
+SELECT coord_internal.ring();

@@ -1,1 +1,152 @@
--- sql/runtime.sql
+-- ---------------------------------------------------------------------------
+-- The engine of this database: pause, resume, drain, workers, what is stuck.
+-- ---------------------------------------------------------------------------
+
+CREATE FUNCTION coord.pause(reason text DEFAULT NULL)
+  RETURNS boolean AS 'MODULE_PATHNAME', 'coord_pause' LANGUAGE C;
+CREATE FUNCTION coord.resume(reason text DEFAULT NULL)
+  RETURNS boolean AS 'MODULE_PATHNAME', 'coord_resume' LANGUAGE C;
+CREATE PROCEDURE coord.drain(timeout interval DEFAULT '5 min', INOUT drained boolean DEFAULT NULL)
+  AS 'MODULE_PATHNAME', 'coord_drain' LANGUAGE C;
+CREATE FUNCTION coord.start_worker()
+  RETURNS boolean AS 'MODULE_PATHNAME', 'coord_start_worker' LANGUAGE C;
+CREATE FUNCTION coord.grant_use(kind text, name text, grantee name)
+  RETURNS boolean AS 'MODULE_PATHNAME', 'coord_grant_use' LANGUAGE C;
+CREATE FUNCTION coord.revoke_use(kind text, name text, grantee name)
+  RETURNS boolean AS 'MODULE_PATHNAME', 'coord_revoke_use' LANGUAGE C;
+
+-- The role that a stored oid means now: in a copy under another system identifier
+-- oids are other roles', so it goes by the name that was noted; 0, which is
+-- nobody, where there is none.
+CREATE FUNCTION coord_internal.role_here(role oid) RETURNS oid
+  LANGUAGE sql STABLE
+  RETURN coalesce((SELECT a.oid FROM coord_internal.principal p JOIN pg_authid a ON a.rolname = p.name
+                   WHERE p.role = role_here.role), 0);
+CREATE FUNCTION coord_internal.is_foreign() RETURNS boolean
+  LANGUAGE sql STABLE
+  RETURN EXISTS (SELECT FROM coord_internal.identity
+                 WHERE system_identifier <> coord_internal.system_identifier());
+
+-- What coord.resume() does to a copy: take it for what it now is.  True if there
+-- was anything to do.
+CREATE FUNCTION coord_internal.adopt_identity() RETURNS boolean
+  LANGUAGE sql
+BEGIN ATOMIC
+  UPDATE coord_internal.saga SET owner = coord_internal.role_here(owner)
+    WHERE coord_internal.is_foreign() AND owner <> coord_internal.role_here(owner);
+  UPDATE coord_internal.saga_archive SET owner = coord_internal.role_here(owner)
+    WHERE coord_internal.is_foreign() AND owner <> coord_internal.role_here(owner);
+  UPDATE coord_internal.saga_log SET owner = coord_internal.role_here(owner)
+    WHERE coord_internal.is_foreign() AND owner <> coord_internal.role_here(owner);
+  UPDATE coord_internal.saga_name SET owner = coord_internal.role_here(owner)
+    WHERE coord_internal.is_foreign() AND owner <> coord_internal.role_here(owner);
+  UPDATE coord_internal.saga_version SET definer = coord_internal.role_here(definer)
+    WHERE coord_internal.is_foreign() AND definer <> coord_internal.role_here(definer);
+  UPDATE coord_internal.saga_request SET role = coord_internal.role_here(role)
+    WHERE coord_internal.is_foreign() AND role <> coord_internal.role_here(role);
+  DELETE FROM coord_internal.use_grant
+    WHERE coord_internal.is_foreign() AND coord_internal.role_here(role) = 0;
+  UPDATE coord_internal.use_grant SET role = coord_internal.role_here(role)
+    WHERE coord_internal.is_foreign() AND role <> coord_internal.role_here(role);
+  DELETE FROM coord_internal.principal WHERE coord_internal.is_foreign();
+  INSERT INTO coord_internal.principal
+    SELECT oid, rolname FROM pg_authid
+    WHERE coord_internal.is_foreign()
+      AND oid IN (SELECT owner FROM coord_internal.saga UNION ALL SELECT owner FROM coord_internal.saga_name
+                  UNION ALL SELECT definer FROM coord_internal.saga_version
+                  UNION ALL SELECT role FROM coord_internal.use_grant);
+  WITH me AS (
+    SELECT coord_internal.system_identifier() AS system_identifier,
+           (SELECT oid FROM pg_database WHERE datname = current_database()) AS database
+  ), foreign_rows AS (
+    DELETE FROM coord_internal.identity i USING me
+    WHERE (i.system_identifier, i.database) IS DISTINCT FROM (me.system_identifier, me.database)
+    RETURNING i.system_identifier
+  ), own_row AS (
+    INSERT INTO coord_internal.identity
+    SELECT * FROM me WHERE NOT EXISTS (SELECT FROM coord_internal.identity i
+      WHERE (i.system_identifier, i.database) = (me.system_identifier, me.database))
+  )
+  SELECT EXISTS (SELECT FROM foreign_rows);
+END;
+
+CREATE FUNCTION coord_internal.workers(OUT pid int, OUT backend_type text, OUT state text,
+    OUT started_at timestamptz, OUT saga_id bigint, OUT definition bigint, OUT ordinal int,
+    OUT phase text, OUT owner oid, OUT since timestamptz)
+  RETURNS SETOF record AS 'MODULE_PATHNAME', 'coord_internal_workers' LANGUAGE C;
+CREATE FUNCTION coord_internal.ring() RETURNS void
+  AS 'MODULE_PATHNAME', 'coord_internal_ring' LANGUAGE C;
+
+CREATE VIEW coord.workers WITH (security_barrier) AS
+  SELECT w.pid, w.backend_type, w.state, w.started_at,
+         CASE WHEN seen.it THEN w.saga_id END AS saga_id,
+         CASE WHEN seen.it THEN v.definition #>> ARRAY['steps', w.ordinal::text, 'name'] END AS step,
+         CASE WHEN seen.it THEN w.phase END AS phase,
+         w.since
+  FROM coord_internal.workers() w
+  LEFT JOIN coord_internal.saga_version v ON v.id = w.definition
+  CROSS JOIN LATERAL (SELECT (SELECT coord_internal.sees_all()) OR pg_has_role(w.owner, 'MEMBER') AS it) AS seen;
+
+CREATE VIEW coord.stuck WITH (security_barrier) AS
+  SELECT 'saga'::text AS kind, s.id::text AS id, s.name, coalesce(t.at, s.started_at, s.created_at) AS since,
+         CASE WHEN s.status = 'paused' THEN 'an operator, who paused it'
+              WHEN t.step IS NULL THEN 'an operator: ' || coalesce(s.error, 'it cannot be run')
+              WHEN s.direction = 'backward' THEN format('an operator: the compensation of step "%s" failed: %s', t.step, t.error)
+              ELSE format('an operator: step "%s" failed: %s', t.step, t.error) END AS waits_for,
+         CASE WHEN s.status = 'paused' THEN 'Resume it.'
+              WHEN s.direction = 'backward' THEN 'Remove the cause and retry; or coord.saga_skip() the compensation when it was done by hand.'
+              ELSE 'Remove the cause and retry; or coord.saga_skip(), saga_patch(), saga_cancel(), saga_abandon().' END AS hint,
+         CASE WHEN s.status = 'paused' THEN format('SELECT coord.saga_resume(%s)', s.id)
+              ELSE format('SELECT coord.saga_retry(%s)', s.id) END AS repair
+  FROM coord.sagas s
+  LEFT JOIN LATERAL (SELECT step, error, finished_at AS at FROM coord.saga_steps t
+                     WHERE t.saga_id = s.id AND t.status IN ('failed', 'compensation_failed')
+                     ORDER BY t.status = 'compensation_failed' DESC, t.ordinal DESC LIMIT 1) t ON s.status = 'suspended'
+  WHERE s.finished_at IS NULL AND s.status IN ('paused', 'suspended')
+  UNION ALL
+  SELECT 'saga', s.id::text, s.name, s.deadline_at,
+         'its remaining steps: the deadline has passed, but so was the pivot',
+         'It goes on by itself. coord.saga_steps shows where it is.',
+         format('SELECT coord.saga_retry(%s)', s.id)
+  FROM coord.sagas s
+  WHERE s.finished_at IS NULL AND s.status = 'running' AND s.deadline_at < coord_internal.now()
+    AND EXISTS (SELECT FROM coord.saga_definitions d
+                CROSS JOIN LATERAL jsonb_array_elements(d.definition -> 'steps') AS e
+                JOIN coord.saga_steps t ON t.saga_id = s.id AND t.step = e ->> 'name'
+                WHERE (d.name, d.version) = (s.name, s.version)
+                  AND e ->> 'pivot' = 'true' AND t.status = 'completed')
+  UNION ALL
+  SELECT 'request', r.saga_id::text, v.name, r.at,
+         format('whoever has the saga in hand: "%s" was asked for by %s', r.verb, coord_internal.role_name(r.role)),
+         'The running step is let finish first. coord.workers shows it.',
+         format('SELECT coord.saga_cancel(%s, interrupt => true)', r.saga_id)
+  FROM coord_internal.saga_request r
+  JOIN coord_internal.saga s ON s.id = r.saga_id
+  JOIN coord_internal.saga_version v ON v.id = s.definition
+  WHERE r.at < coord_internal.now() - '1 min'::interval
+    AND ((SELECT coord_internal.sees_all()) OR pg_has_role(s.owner, 'MEMBER'))
+  UNION ALL
+  SELECT 'engine', NULL, current_database(), p.paused_at,
+         format('an operator: %s paused the engine%s', p.paused_by, coalesce(': ' || p.reason, '')),
+         'Nothing runs in this database until it is resumed.', 'SELECT coord.resume()'
+  FROM coord_internal.engine_pause p
+  UNION ALL
+  SELECT 'engine', NULL, current_database(), NULL,
+         'an operator: this database is a copy', 'Resume it if it shall act; the original goes on acting as well.',
+         'SELECT coord.resume()'
+  WHERE coord_internal.engine_state() = 'copy'
+  UNION ALL
+  SELECT 'engine', NULL, current_database(), NULL,
+         'an operator: coord.enabled is off', 'Nothing runs in this cluster until it is on.',
+         'ALTER SYSTEM SET coord.enabled = on'
+  WHERE coord_internal.engine_state() = 'disabled'
+  UNION ALL
+  SELECT 'worker', NULL, current_database(), min(s.wake_at),
+         format('a worker: %s sagas are due and none runs here', count(*)),
+         'Add coord to shared_preload_libraries; raise max_worker_processes when the log says so; or drain with CALL coord.run_pending().',
+         'SELECT coord.start_worker()'
+  FROM coord_internal.saga s
+  WHERE s.wake_at < coord_internal.now() - '1 min'::interval
+    AND coord_internal.engine_state() = 'running'
+    AND NOT EXISTS (SELECT FROM coord_internal.workers() w WHERE w.backend_type = 'coord worker')
+  HAVING count(*) > 0;

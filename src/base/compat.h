@@ -13,6 +13,7 @@
 #ifndef COORD_COMPAT_H
 #define COORD_COMPAT_H
 
+#include "catalog/pg_database.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
 #include "storage/lwlock.h"
@@ -49,6 +50,17 @@ coord_schema_aclcheck(Oid schema, Oid role)
 	return pg_namespace_aclcheck(schema, role, ACL_USAGE);
 #else
 	return object_aclcheck(NamespaceRelationId, schema, role, ACL_USAGE);
+#endif
+}
+
+/* Does "role" own the database?  Superusers own all. */
+static inline bool
+coord_owns_database(Oid database, Oid role)
+{
+#if PG_VERSION_NUM < 160000
+	return pg_database_ownercheck(database, role);
+#else
+	return object_ownercheck(DatabaseRelationId, database, role);
 #endif
 }
 

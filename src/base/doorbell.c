@@ -83,6 +83,7 @@ static int	nfinished = 0;
 static int	finished_size = 0;
 static bool note_request = false;
 static bool note_scan = false;
+static bool note_resume = false;
 static int64 note_interrupt = 0;
 static DatabaseSlot *note_slot = NULL;
 static bool callback_registered = false;
@@ -181,6 +182,7 @@ doorbell_database(Oid database, bool create)
 		result->database = database;
 		result->installed = result->probe = result->requests = false;
 		result->scanning = result->starved = false;
+		result->more = result->halted = false;
 		result->scan = true;
 		result->wanted_by = 0;
 		result->wanted_workers = 0;
@@ -385,14 +387,12 @@ doorbell_wake_launcher(void)
 	LWLockRelease(&coord_shared->lock);
 }
 
-/* Something in the tables of "database" wants looking at. */
+/* Something in the tables of "database", which is known, wants looking at. */
 void
 doorbell_ring_scan(Oid database)
 {
-	DatabaseSlot *slot;
+	DatabaseSlot *slot = doorbell_database(database, false);
 
-	doorbell_attach();
-	slot = doorbell_database(database, true);
 	if (slot == NULL)
 		return;
 	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
@@ -482,12 +482,15 @@ doorbell_interrupt_at_commit(int64 id)
 	note_interrupt = id;
 }
 
-/* When this transaction commits, the tables are to be looked at. */
+/*
+ * When this transaction commits, the engine may act and the tables are to be
+ * looked at.
+ */
 void
-doorbell_scan_at_commit(void)
+doorbell_resume_at_commit(void)
 {
 	prepare_notes();
-	note_scan = true;
+	note_scan = note_resume = true;
 }
 
 /* When this transaction commits, those who wait for "id" should look. */
@@ -548,6 +551,8 @@ ring(void)
 			}
 		}
 		note_slot->scan = note_slot->scan || note_scan;
+		if (note_resume)
+			note_slot->halted = false;
 		if (note_request)
 		{
 			note_slot->requests = true;
@@ -588,7 +593,7 @@ xact_callback(XactEvent event, void *arg)
 		event == XACT_EVENT_PREPARE)
 	{
 		ndue = nfinished = 0;
-		note_request = note_scan = false;
+		note_request = note_scan = note_resume = false;
 		note_interrupt = 0;
 	}
 }

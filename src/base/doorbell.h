@@ -40,6 +40,8 @@ typedef struct DatabaseSlot
 	bool		scan;			/* the tables may hold due work not in queue */
 	bool		requests;		/* operators' requests may be waiting */
 	bool		scanning;		/* a worker is filling the queue from the tables */
+	bool		more;			/* the reading stopped for want of room */
+	bool		halted;			/* paused or a copy: no worker until resumed */
 	bool		starved;		/* no worker could be started, was logged */
 	uint32		request_serial; /* raised with each request */
 	int			wanted_by;		/* pid that wants the database without workers */
@@ -47,6 +49,8 @@ typedef struct DatabaseSlot
 	int			failures;		/* worker failures in a row */
 	TimestampTz retry_at;		/* no worker before */
 	TimestampTz next_wake;		/* earliest timer; 0: none */
+	TimestampTz mark_at;		/* the tables were read up to here */
+	int64		mark_id;
 	TimestampTz last_spawn;
 	dsa_pointer queue;			/* QueueEntry[COORD_QUEUE_SIZE], a heap */
 	uint32		queued;
@@ -71,6 +75,7 @@ typedef struct WorkerSlot
 	Oid			database;
 	TimestampTz started_at;
 	bool		asked_to_stop;
+	bool		scanning;		/* has DatabaseSlot.scanning */
 
 	/* What it is doing; written by the worker alone, read without a lock. */
 	volatile int64 current;		/* saga, 0: none */
@@ -109,7 +114,7 @@ extern void doorbell_due_at_commit(int64 id, int priority, Oid owner, TimestampT
 extern void doorbell_request_at_commit(void);
 extern void doorbell_interrupt_at_commit(int64 id);
 extern void doorbell_finished_at_commit(int64 id);
-extern void doorbell_scan_at_commit(void);
+extern void doorbell_resume_at_commit(void);
 extern bool doorbell_started_here(int64 id);
 
 /* For whoever has just seen something committed. */

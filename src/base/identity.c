@@ -70,6 +70,7 @@ static bool principals_callback = false;
 /* The schema they were noted in: another one after DROP and CREATE EXTENSION. */
 static Oid	principals_namespace = InvalidOid;
 
+PG_FUNCTION_INFO_V1(coord_internal_role_name);
 PG_FUNCTION_INFO_V1(coord_internal_sees_all);
 
 void
@@ -310,4 +311,55 @@ identity_note_principal(Oid role)
 	else
 		principals = repalloc(principals, (nprincipals + 1) * sizeof(Oid));
 	principals[nprincipals++] = role;
+}
+
+/*
+ * The names of noted roles may have changed since.  For workers, in a short
+ * transaction.
+ */
+void
+identity_refresh_principals(void)
+{
+	static Statement refresh = {
+		"UPDATE coord_internal.principal p SET name = a.rolname"
+		" FROM pg_catalog.pg_authid a WHERE a.oid = p.role AND a.rolname <> p.name",
+		0, {0}
+	};
+	QueryScope	scope;
+
+	query_begin(&scope);
+	query_run(&refresh, NULL, NULL, 0);
+	query_end(&scope);
+}
+
+/* A role's name, also that of one that was dropped; else its oid. */
+Datum
+coord_internal_role_name(PG_FUNCTION_ARGS)
+{
+	static Statement read = {
+		"SELECT name::text FROM coord_internal.principal WHERE role = $1",
+		1, {OIDOID}
+	};
+	Name		result = palloc0(NAMEDATALEN);
+	QueryScope	scope;
+	Datum		value;
+	char	   *name;
+
+	if (PG_ARGISNULL(0))
+		PG_RETURN_NULL();
+	value = PG_GETARG_DATUM(0);
+	name = GetUserNameFromId(DatumGetObjectId(value), true);
+	if (name == NULL)
+	{
+		MemoryContext context = CurrentMemoryContext;
+
+		query_begin(&scope);
+		if (query_run(&read, &value, NULL, 1) > 0)
+			name = query_text(context, 0, 1);
+		query_end(&scope);
+	}
+	if (name == NULL)
+		name = psprintf("%u", DatumGetObjectId(value));
+	namestrcpy(result, name);
+	PG_RETURN_NAME(result);
 }

@@ -39,5 +39,6 @@ extern bool identity_is_worker(void);
 extern bool identity_sees_all(Oid role);
 extern bool identity_may_act(Oid owner, const char *kind, const char *name);
 extern void identity_note_principal(Oid role);
+extern void identity_refresh_principals(void);
 
 #endif							/* COORD_IDENTITY_H */

@@ -101,6 +101,19 @@ installation_lock(LOCKMODE mode)
 		OidIsValid(get_namespace_oid("coord_internal", true));
 }
 
+/* The same without waiting: false as well when somebody else holds it. */
+bool
+installation_try_lock(LOCKMODE mode)
+{
+	Oid			extension = get_extension_oid("coord", true);
+	LOCKTAG		tag;
+
+	if (!OidIsValid(extension))
+		return false;
+	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ExtensionRelationId, extension, 0);
+	return LockAcquire(&tag, mode, false, true) != LOCKACQUIRE_NOT_AVAIL;
+}
+
 static void
 relcache_callback(Datum arg, Oid relid)
 {

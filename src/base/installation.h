@@ -22,6 +22,7 @@ typedef enum EngineState
 extern bool installation_exists(void);
 extern void installation_check(void);
 extern bool installation_lock(LOCKMODE mode);
+extern bool installation_try_lock(LOCKMODE mode);
 extern EngineState installation_state(void);
 extern void installation_state_changed(void);
 extern const char *installation_state_text(EngineState state);

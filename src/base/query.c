@@ -44,6 +44,11 @@ query_begin(QueryScope *scope)
 	scope->context = CurrentMemoryContext;
 	identity_become_extension_owner(&scope->identity);
 	scope->guc_level = 0;
+
+	/* In a worker nobody else provides one. */
+	scope->snapshot = !ActiveSnapshotSet();
+	if (scope->snapshot)
+		PushActiveSnapshot(GetTransactionSnapshot());
 	if (namespace_search_path == NULL ||
 		strcmp(namespace_search_path, OWN_SEARCH_PATH) != 0)
 	{
@@ -163,6 +168,8 @@ void
 query_end(QueryScope *scope)
 {
 	SPI_finish();
+	if (scope->snapshot)
+		PopActiveSnapshot();
 	if (scope->guc_level != 0)
 		AtEOXact_GUC(true, scope->guc_level);
 	identity_restore(&scope->identity);

@@ -31,6 +31,7 @@ typedef struct QueryScope
 {
 	Identity	identity;
 	int			guc_level;		/* 0: search_path was already ours */
+	bool		snapshot;		/* pushed one */
 	MemoryContext context;
 } QueryScope;
 

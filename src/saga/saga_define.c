@@ -42,6 +42,7 @@ PG_FUNCTION_INFO_V1(coord_saga_define);
 PG_FUNCTION_INFO_V1(coord_saga_define_json);
 PG_FUNCTION_INFO_V1(coord_saga_activate);
 PG_FUNCTION_INFO_V1(coord_saga_drop);
+PG_FUNCTION_INFO_V1(coord_internal_check_saga_name);
 
 /*
  * What a name stands for: filled from the tables, emptied when
@@ -556,6 +557,7 @@ define(const char *name, Jsonb *document)
 	values[1] = Int32GetDatum(version);
 	query_run(&activate, values, NULL, 0);
 	query_end(&scope);
+	identity_note_principal(user);
 	names_changed();
 	return version;
 }
@@ -750,4 +752,15 @@ coord_saga_drop(PG_FUNCTION_ARGS)
 	query_end(&scope);
 	names_changed();
 	PG_RETURN_BOOL(true);
+}
+
+/* For the SQL functions of the interface: the name, or 42704. */
+Datum
+coord_internal_check_saga_name(PG_FUNCTION_ARGS)
+{
+	char	   *name = check_text(fcinfo, 0, "name");
+
+	installation_check();
+	(void) saga_definition_lookup(name, 0);
+	PG_RETURN_TEXT_P(cstring_to_text(name));
 }

@@ -11,6 +11,7 @@
  */
 #include "postgres.h"
 
+#include "saga/saga.h"
 #include "saga/saga_machine.h"
 
 static const char *const saga_states[] = {
@@ -133,3 +134,11 @@ const StateMachine step_machine = {
 	"step", step_states, step_events,
 	step_transitions, lengthof(step_transitions)
 };
+
+/* Called from _PG_init. */
+void
+saga_register(void)
+{
+	machine_register(&saga_machine);
+	machine_register(&step_machine);
+}

@@ -1,0 +1,187 @@
+/*-------------------------------------------------------------------------
+ *
+ * databases.c
+ *	  Staying out of the way of statements about whole databases.
+ *
+ * DROP DATABASE, RENAME, SET TABLESPACE and CREATE DATABASE .. TEMPLATE want a
+ * database to which nobody is connected.  The utility hook sends coord's workers
+ * home first, waits until they are gone, and lets none in until the statement
+ * has ended, however it ends.  The hook also rings after COMMIT PREPARED, whose
+ * commit callback runs in a session that knows nothing of what was prepared.
+ *
+ * Works in sessions that have the library, that is with preload.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <signal.h>
+
+#include "access/xact.h"
+#include "commands/dbcommands.h"
+#include "commands/defrem.h"
+#include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "tcop/utility.h"
+
+#include "base/compat.h"
+#include "runtime/runtime.h"
+
+static ProcessUtility_hook_type next_hook = NULL;
+
+/* The database a statement wants for itself; NULL: none. */
+static const char *
+wanted_database(Node *statement)
+{
+	ListCell   *cell;
+
+	switch (nodeTag(statement))
+	{
+		case T_DropdbStmt:
+			return ((DropdbStmt *) statement)->dbname;
+		case T_RenameStmt:
+			if (((RenameStmt *) statement)->renameType == OBJECT_DATABASE)
+				return ((RenameStmt *) statement)->subname;
+			return NULL;
+		case T_AlterDatabaseStmt:
+			foreach(cell, ((AlterDatabaseStmt *) statement)->options)
+			{
+				if (strcmp(((DefElem *) lfirst(cell))->defname, "tablespace") == 0)
+					return ((AlterDatabaseStmt *) statement)->dbname;
+			}
+			return NULL;
+		case T_CreatedbStmt:
+			foreach(cell, ((CreatedbStmt *) statement)->options)
+			{
+				DefElem    *option = lfirst(cell);
+
+				if (strcmp(option->defname, "template") == 0 && option->arg)
+					return defGetString(option);
+			}
+			return NULL;		/* template1, where no worker goes */
+		default:
+			return NULL;
+	}
+}
+
+/*
+ * Send the workers of a database home and keep them out until
+ * release_database().  Waits; can be cancelled.
+ */
+static DatabaseSlot *
+take_database(Oid database)
+{
+	static uint32 wait_event = 0;
+	DatabaseSlot *slot;
+	bool		any = true;
+	int			round = 0;
+
+	doorbell_attach();
+	slot = doorbell_database(database, true);
+	if (slot == NULL)
+		return NULL;
+
+	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
+	slot->wanted_by = MyProcPid;
+	LWLockRelease(&coord_shared->lock);
+	ConditionVariablePrepareToSleep(&slot->workers_changed);
+	while (any)
+	{
+		any = false;
+		LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
+		for (int i = 0; i < COORD_MAX_WORKERS; i++)
+		{
+			WorkerSlot *worker = &coord_shared->workers[i];
+
+			if (worker->state == WORKER_FREE || worker->database != database)
+				continue;
+			any = true;
+			if (worker->pid == 0)
+				continue;
+
+			/* One that is in the middle of a step has to be told louder. */
+			worker->asked_to_stop = true;
+			SetLatch(&ProcGlobal->allProcs[worker->procno].procLatch);
+			if (round > 0)
+				kill(worker->pid, SIGTERM);
+		}
+		LWLockRelease(&coord_shared->lock);
+		if (any)
+			(void) ConditionVariableTimedSleep(&slot->workers_changed, 100,
+											   coord_wait_event(&wait_event, "CoordDatabase"));
+		round++;
+	}
+	ConditionVariableCancelSleep();
+	return slot;
+}
+
+static void
+release_database(DatabaseSlot *slot)
+{
+	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
+	if (slot->wanted_by == MyProcPid)
+		slot->wanted_by = 0;
+	LWLockRelease(&coord_shared->lock);
+	doorbell_wake_launcher();
+}
+
+static void
+utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
+			 ProcessUtilityContext context, ParamListInfo params,
+			 QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
+{
+	Node	   *statement = pstmt->utilityStmt;
+	const char *name = wanted_database(statement);
+	DatabaseSlot *volatile slot = NULL;
+	bool		created = IsA(statement, CreatedbStmt);
+
+	/* Whoever may not do it does not get to stop workers either. */
+	if (name != NULL)
+	{
+		Oid			database = get_database_oid(name, true);
+
+		if (OidIsValid(database) && database != MyDatabaseId &&
+			coord_owns_database(database, GetUserId()))
+			slot = take_database(database);
+	}
+
+	PG_TRY();
+	{
+		if (next_hook)
+			next_hook(pstmt, queryString, readOnlyTree, context, params,
+					  queryEnv, dest, qc);
+		else
+			standard_ProcessUtility(pstmt, queryString, readOnlyTree, context,
+									params, queryEnv, dest, qc);
+	}
+	PG_FINALLY();
+	{
+		if (slot != NULL)
+			release_database(slot);
+	}
+	PG_END_TRY();
+
+	if (created)
+	{
+		/* Perhaps a copy of a database with coord: it is to be told so. */
+		doorbell_attach();
+		coord_shared->rescan = true;
+		doorbell_wake_launcher();
+	}
+	else if (IsA(statement, TransactionStmt) &&
+			 ((TransactionStmt *) statement)->kind == TRANS_STMT_COMMIT_PREPARED)
+	{
+		doorbell_attach();
+		doorbell_ring_scan(MyDatabaseId);
+	}
+}
+
+/* Called from _PG_init while shared_preload_libraries is processed. */
+void
+databases_install_hook(void)
+{
+	next_hook = ProcessUtility_hook;
+	ProcessUtility_hook = utility_hook;
+}

@@ -1,0 +1,309 @@
+/*-------------------------------------------------------------------------
+ *
+ * saga_session.c
+ *	  Running sagas in the caller's own session: run_pending() and saga_run().
+ *
+ * The same engine as a worker's, with three differences.  Each transaction
+ * serves one saga, so that what a caller sees is deterministic.  Every call is
+ * guarded by a subtransaction, because the transaction is the CALL's and an
+ * error must not abort it under the server's feet.  And only sagas of roles
+ * that the caller is a member of are touched.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "storage/latch.h"
+#include "tcop/pquery.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/compat.h"
+#include "base/installation.h"
+#include "base/json.h"
+#include "base/query.h"
+#include "saga/saga_instance.h"
+
+/* Due sagas looked up at a time. */
+#define FETCH 1000
+
+/* How far ahead a session that runs a saga keeps the workers away from it. */
+#define HOLD_US (30 * USECS_PER_SEC)
+
+PG_FUNCTION_INFO_V1(coord_run_pending);
+PG_FUNCTION_INFO_V1(coord_saga_run);
+
+/*
+ * Commit and go on in a new transaction that has a snapshot.  The caller runs
+ * in a nonatomic CALL and holds no snapshot of its own.
+ */
+static void
+commit(void)
+{
+	if (SPI_connect_ext(SPI_OPT_NONATOMIC) != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	SPI_commit();
+	SPI_finish();
+	EnsurePortalSnapshotExists();
+}
+
+/*
+ * The beginning of a turn: take part in the exclusion of DROP EXTENSION and
+ * drain, apply what operators left.  False when the engine may not act.
+ */
+static bool
+begin_turn(Turn *turn)
+{
+	EngineState state;
+
+	CHECK_FOR_INTERRUPTS();
+	if (!installation_lock(AccessShareLock))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("extension \"coord\" was dropped")));
+	installation_check();
+	state = installation_state();
+	if (state != ENGINE_RUNNING)
+	{
+		ereport(WARNING,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("coord does not run anything in this database"),
+				 errdetail("The engine is %s.",
+						   state == ENGINE_COPY ? "held because this database is a copy" :
+						   state == ENGINE_DISABLED ? "switched off by coord.enabled" : "paused"),
+				 errhint("coord.stuck says what to do.")));
+		return false;
+	}
+	saga_ensure_partitions();
+	saga_turn_begin(turn, false);
+	if (turn->slot != NULL && turn->slot->requests)
+	{
+		turn->slot->requests = false;
+		saga_apply_requests_here();
+	}
+	return true;
+}
+
+/* Ids of due sagas of the caller's roles, best first. */
+static int
+fetch_due(int64 *ids)
+{
+	static Statement fetch = {
+		"SELECT id, owner FROM coord_internal.saga WHERE wake_at <= $1"
+		" AND pg_has_role($2, owner, 'MEMBER')"
+		" ORDER BY priority DESC, wake_at, id LIMIT $3",
+		3, {TIMESTAMPTZOID, OIDOID, INT4OID}
+	};
+	Oid			user = GetUserId();
+	QueryScope	scope;
+	Datum		values[3];
+	uint64		rows;
+	bool		isnull;
+
+	query_begin(&scope);
+	values[0] = TimestampTzGetDatum(clock_now());
+	values[1] = ObjectIdGetDatum(user);
+	values[2] = Int32GetDatum(FETCH);
+	rows = query_run_latest(&fetch, values, NULL, 0);
+	for (uint64 i = 0; i < rows; i++)
+		ids[i] = DatumGetInt64(query_value(i, 1, &isnull));
+	query_end(&scope);
+	return (int) rows;
+}
+
+/* One row of a procedure's INOUT arguments. */
+static Datum
+procedure_result(FunctionCallInfo fcinfo, Datum *values, bool *nulls)
+{
+	TupleDesc	tupdesc;
+
+	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "procedure must return a row");
+	tupdesc = BlessTupleDesc(tupdesc);
+	return HeapTupleGetDatum(heap_form_tuple(tupdesc, values, nulls));
+}
+
+/* CALL coord.run_pending(max_turns, turns) */
+Datum
+coord_run_pending(PG_FUNCTION_ARGS)
+{
+	int64	   *ids;
+	int			max_turns = PG_INT32_MAX;
+	int			turns = 0;
+	int			count = 0;
+	bool		progress = true;
+	Datum		value;
+	bool		isnull = false;
+
+	check_nonatomic(fcinfo, "coord.run_pending");
+	if (!PG_ARGISNULL(0))
+		max_turns = PG_GETARG_INT32(0);
+	if (max_turns < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("max_turns must not be negative")));
+	doorbell_attach_queue();
+	ids = palloc(sizeof(int64) * FETCH);
+
+	while (progress && turns < max_turns)
+	{
+		Turn		turn;
+
+		progress = false;
+		if (!begin_turn(&turn))
+			break;
+		count = fetch_due(ids);
+		commit();
+		for (int i = 0; i < count && turns < max_turns; i++)
+		{
+			Saga	  **sagas;
+			int			loaded;
+
+			if (!begin_turn(&turn))
+				break;
+			sagas = saga_load(&turn, &ids[i], 1, clock_now(), &loaded);
+			if (loaded == 1)
+			{
+				identity_note_principal(sagas[0]->owner);
+				saga_advance(&turn, sagas[0]);
+				saga_leave_user(&turn);
+				saga_flush(&turn, sagas, 1);
+				turns++;
+				progress = true;
+			}
+			commit();
+		}
+	}
+	value = Int32GetDatum(turns);
+	return procedure_result(fcinfo, &value, &isnull);
+}
+
+/* The status and output of a finished saga, of an unfinished one its status. */
+static void
+read_result(int64 id, Datum *values, bool *nulls)
+{
+	static Statement read = {
+		"SELECT coord_internal.steps_output(steps)"
+		" FROM coord_internal.saga_archive WHERE id = $1",
+		1, {INT8OID}
+	};
+	MemoryContext context = CurrentMemoryContext;
+	QueryScope	scope;
+	Datum		value = Int64GetDatum(id);
+
+	values[0] = Int64GetDatum(id);
+	values[1] = CStringGetTextDatum(saga_status_or_error(id));
+	query_begin(&scope);
+	nulls[2] = true;
+	if (query_run_latest(&read, &value, NULL, 1) > 0)
+		values[2] = query_copy(context, 0, 1, &nulls[2]);
+	query_end(&scope);
+}
+
+/*
+ * One turn of saga_run().  Returns when to go on: 0 means that the saga is
+ * finished or stopped.
+ */
+static TimestampTz
+run_turn(int64 id)
+{
+	Turn		turn;
+	Saga	  **sagas;
+	TimestampTz wake_at = 0;
+	int			loaded;
+
+	if (!begin_turn(&turn))
+		return 0;
+	sagas = saga_load(&turn, &id, 1, 0, &loaded);
+	if (loaded == 0)
+	{
+		/* A worker or an operator has it, or it is finished. */
+		char	   *status = saga_status_or_error(id);
+
+		if (strcmp(status, "running") == 0 || strcmp(status, "compensating") == 0)
+			wake_at = clock_now() + USECS_PER_SEC;
+		return wake_at;
+	}
+	saga_advance(&turn, sagas[0]);
+	saga_leave_user(&turn);
+	if (sagas[0]->status == SAGA_RUNNING || sagas[0]->status == SAGA_COMPENSATING)
+	{
+		wake_at = sagas[0]->wake_at;
+		sagas[0]->wake_at = Max(wake_at, clock_now()) + HOLD_US;
+		sagas[0]->dirty = true;
+	}
+	saga_flush(&turn, sagas, 1);
+	return wake_at;
+}
+
+/* Sleep until "until", or until the saga changes. */
+static void
+sleep_until(int64 id, TimestampTz until)
+{
+	static uint32 wait_event = 0;
+	ConditionVariable *waiters = doorbell_waiters(id);
+	int64		left = until - clock_now();
+
+	if (left <= 0)
+		return;
+	ConditionVariablePrepareToSleep(waiters);
+	(void) ConditionVariableTimedSleep(waiters, Min(left / 1000 + 1, 30000),
+									   coord_wait_event(&wait_event, "CoordSagaRun"));
+	ConditionVariableCancelSleep();
+}
+
+/* CALL coord.saga_run(name, input, key, id, status, output) */
+Datum
+coord_saga_run(PG_FUNCTION_ARGS)
+{
+	StartOptions options = {0};
+	Datum		values[3] = {0};
+	bool		nulls[3] = {false};
+	TimestampTz wake_at;
+	bool		existing;
+	int64		id;
+
+	check_nonatomic(fcinfo, "coord.saga_run");
+	options.name = check_text(fcinfo, 0, "name");
+	if (PG_ARGISNULL(1))
+	{
+		JsonWriter	writer = {0};
+
+		json_begin_object(&writer);
+		json_end_object(&writer);
+		options.input = json_finish(&writer);
+	}
+	else
+		options.input = PG_GETARG_JSONB_P(1);
+	options.key = check_optional_text(fcinfo, 2);
+	options.on_existing = "return";
+	options.hold_us = HOLD_US;
+	doorbell_attach_queue();
+	id = saga_start(&options, &existing);
+	identity_note_principal(GetUserId());
+	commit();
+
+	for (;;)
+	{
+		wake_at = run_turn(id);
+		commit();
+		if (wake_at == 0)
+			break;
+		if (clock_is_set() && wake_at > clock_now())
+			break;				/* a pinned clock never gets there */
+		sleep_until(id, wake_at);
+	}
+	read_result(id, values, nulls);
+	return procedure_result(fcinfo, values, nulls);
+}
