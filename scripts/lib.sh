@@ -7,8 +7,11 @@
 TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 TREES=/var/cache/coord-test
 
-# Where this user's builds and results are kept between runs.
-if [ "$(id -u)" = 0 ]; then
+# Where this user's builds and results are kept between runs; COORD_CACHE puts
+# them elsewhere, so that two checkouts can be tested side by side.
+if [ -n "${COORD_CACHE:-}" ]; then
+  CACHE=$COORD_CACHE
+elif [ "$(id -u)" = 0 ]; then
   CACHE=/var/cache/coord-test
 else
   CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/coord-test
