@@ -428,6 +428,7 @@ run_call(Turn *turn, Saga *saga, int ordinal, Phase phase)
 	saga_call(turn, saga, ordinal, phase, &call);
 	if (call.outcome == CALL_NOT_NOW)
 	{
+		saga->not_now = true;
 		if (!saga_is_suspect(saga->id))
 			state->attempt--;
 		if (phase == PHASE_ACTION)

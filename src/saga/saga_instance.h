@@ -84,6 +84,7 @@ typedef struct Saga
 	bool		has_steps;		/* rows in saga_step */
 	bool		dirty;
 	bool		input_dirty;
+	bool		not_now;		/* its next call wants a fresh transaction */
 	StepState  *steps;
 
 	/* Made by saga_prepare() for saga_advance(). */

@@ -539,7 +539,7 @@ write_steps(Saga **sagas, int count)
 
 /* Write sagas that go on later. */
 static void
-write_waiting(Saga **sagas, int count)
+write_waiting(Turn *turn, Saga **sagas, int count)
 {
 	static Statement update = {
 		"UPDATE coord_internal.saga s SET status = u.status,"
@@ -594,6 +594,8 @@ write_waiting(Saga **sagas, int count)
 					(errmsg("saga " INT64_FORMAT " (\"%s\") is suspended",
 							sagas[i]->id, sagas[i]->def->name),
 					 errhint("SELECT * FROM coord.stuck;")));
+		if (sagas[i]->not_now && turn->worker)
+			continue;			/* the worker goes on with it at once */
 		if (sagas[i]->wake_at != 0)
 			doorbell_due_at_commit(sagas[i]->id, sagas[i]->priority,
 								   sagas[i]->owner, sagas[i]->wake_at);
@@ -700,7 +702,7 @@ saga_flush(Turn *turn, Saga **sagas, int count)
 	if (nfinished > 0)
 		write_finished(finished, nfinished);
 	if (nwaiting > 0)
-		write_waiting(waiting, nwaiting);
+		write_waiting(turn, waiting, nwaiting);
 	write_log(turn);
 	MemoryContextSwitchTo(old);
 	DEBUG_POINT("saga_after_flush");

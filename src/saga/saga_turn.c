@@ -121,8 +121,8 @@ turn_transaction(Turn *turn, QueueEntry *entries, int count, SagaTurnResult *res
 	result->leftover = 0;
 	for (int i = 0; i < loaded; i++)
 	{
-		/* Untouched, or asked for a transaction of its own. */
-		if (i < done && (sagas[i]->dirty || saga_status_is_final(sagas[i]->status)))
+		/* Not got to, or asked for a fresh transaction. */
+		if (i < done && !sagas[i]->not_now)
 			continue;
 		entries[result->leftover].id = sagas[i]->id;
 		entries[result->leftover].priority = sagas[i]->priority;
