@@ -95,7 +95,7 @@ CREATE VIEW coord.stuck WITH (security_barrier) AS
               ELSE format('an operator: step "%s" failed: %s', t.step, t.error) END AS waits_for,
          CASE WHEN s.status = 'paused' THEN 'Resume it.'
               WHEN s.direction = 'backward' THEN 'Remove the cause and retry; or coord.saga_skip() the compensation when it was done by hand.'
-              ELSE 'Remove the cause and retry; or coord.saga_skip(), saga_patch(), saga_cancel(), saga_abandon().' END AS hint,
+              ELSE 'Remove the cause and retry; or coord.saga_skip() the step, coord.saga_patch() the input; or give it up with coord.saga_cancel(), after the pivot with coord.saga_abandon().' END AS hint,
          CASE WHEN s.status = 'paused' THEN format('SELECT coord.saga_resume(%s)', s.id)
               ELSE format('SELECT coord.saga_retry(%s)', s.id) END AS repair
   FROM coord.sagas s

@@ -42,6 +42,7 @@ CREATE TABLE coord_internal.saga (
   labels jsonb,
   correlation_id uuid,
   created_at timestamptz NOT NULL,
+  start_at timestamptz,
   started_at timestamptz,
   wake_at timestamptz,
   deadline_at timestamptz,
@@ -51,7 +52,9 @@ CREATE TABLE coord_internal.saga (
         autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0,
         autovacuum_vacuum_insert_threshold = -1,
         autovacuum_analyze_scale_factor = 0.5, autovacuum_analyze_threshold = 10000);
-CREATE INDEX saga_wake ON coord_internal.saga (wake_at, id);
+-- "id + 0", because the claim by id must never be planned through this index,
+-- however few rows the planner believes there are.
+CREATE INDEX saga_wake ON coord_internal.saga (wake_at, (id + 0));
 CREATE INDEX saga_priority ON coord_internal.saga (priority DESC, wake_at, id)
   WHERE priority > 0;
 

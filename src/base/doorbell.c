@@ -181,7 +181,8 @@ doorbell_database(Oid database, bool create)
 		result = free_slot;
 		result->database = database;
 		result->installed = result->probe = result->requests = false;
-		result->scanning = result->starved = false;
+		result->scanning = false;
+		result->starved = 0;
 		result->more = result->halted = false;
 		result->scan = true;
 		result->wanted_by = 0;

@@ -42,10 +42,10 @@ typedef struct DatabaseSlot
 	bool		scanning;		/* a worker is filling the queue from the tables */
 	bool		more;			/* the reading stopped for want of room */
 	bool		halted;			/* paused or a copy: no worker until resumed */
-	bool		starved;		/* no worker could be started, was logged */
 	uint32		request_serial; /* raised with each request */
 	int			wanted_by;		/* pid that wants the database without workers */
 	int			wanted_workers;
+	int			starved;		/* times in a row that no worker was to be had */
 	int			failures;		/* worker failures in a row */
 	TimestampTz retry_at;		/* no worker before */
 	TimestampTz next_wake;		/* earliest timer; 0: none */

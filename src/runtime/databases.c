@@ -70,18 +70,13 @@ wanted_database(Node *statement)
  * Send the workers of a database home and keep them out until
  * release_database().  Waits; can be cancelled.
  */
-static DatabaseSlot *
-take_database(Oid database)
+static void
+take_database(DatabaseSlot *slot)
 {
 	static uint32 wait_event = 0;
-	DatabaseSlot *slot;
+	Oid			database = slot->database;
 	bool		any = true;
 	int			round = 0;
-
-	doorbell_attach();
-	slot = doorbell_database(database, true);
-	if (slot == NULL)
-		return NULL;
 
 	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
 	slot->wanted_by = MyProcPid;
@@ -114,7 +109,6 @@ take_database(Oid database)
 		round++;
 	}
 	ConditionVariableCancelSleep();
-	return slot;
 }
 
 static void
@@ -135,7 +129,7 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	Node	   *statement = pstmt->utilityStmt;
 	const char *name = wanted_database(statement);
 	DatabaseSlot *volatile slot = NULL;
-	bool		created = IsA(statement, CreatedbStmt);
+	bool		came_or_went = IsA(statement, CreatedbStmt) || IsA(statement, DropdbStmt);
 
 	/* Whoever may not do it does not get to stop workers either. */
 	if (name != NULL)
@@ -144,11 +138,16 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 
 		if (OidIsValid(database) && database != MyDatabaseId &&
 			coord_owns_database(database, GetUserId()))
-			slot = take_database(database);
+		{
+			doorbell_attach();
+			slot = doorbell_database(database, true);
+		}
 	}
 
 	PG_TRY();
 	{
+		if (slot != NULL)
+			take_database(slot);
 		if (next_hook)
 			next_hook(pstmt, queryString, readOnlyTree, context, params,
 					  queryEnv, dest, qc);
@@ -163,9 +162,9 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	}
 	PG_END_TRY();
 
-	if (created)
+	if (came_or_went)
 	{
-		/* Perhaps a copy of a database with coord: it is to be told so. */
+		/* A new one may be a copy with coord in it: it is to be told so. */
 		doorbell_attach();
 		coord_shared->rescan = true;
 		doorbell_wake_launcher();

@@ -55,7 +55,13 @@
 /* No further worker for a database within this time. */
 #define SPAWN_INTERVAL_US (50 * 1000)
 
-/* When no slot was free: how long until the next try. */
+/*
+ * When no slot was free: how long until the next try.  The postmaster frees the
+ * slot of a worker a moment after that has ended, so the first tries are quick
+ * and nothing is said about them.
+ */
+#define QUICK_RETRIES 10
+#define QUICK_RETRY_US (100 * 1000)
 #define EXHAUSTED_RETRY_US (5 * USECS_PER_SEC)
 
 /* Handles of workers by slot, to see those that never start. */
@@ -197,8 +203,8 @@ reap(void)
 }
 
 /*
- * Make every database that can be connected to known, to be probed.  Without
- * the role coord_worker there cannot be coord anywhere.
+ * Hold the slots against pg_database: databases that are new are to be probed,
+ * the slots of those that are gone are free again.
  */
 static void
 scan_databases(void)
@@ -207,6 +213,7 @@ scan_databases(void)
 	TableScanDesc scan;
 	HeapTuple	tuple;
 	List	   *databases = NIL;
+	List	   *all = NIL;
 	ListCell   *cell;
 	MemoryContext context = CurrentMemoryContext;
 
@@ -219,10 +226,10 @@ scan_databases(void)
 		Form_pg_database database = (Form_pg_database) GETSTRUCT(tuple);
 		MemoryContext old;
 
-		if (!database->datallowconn || database->datistemplate)
-			continue;
 		old = MemoryContextSwitchTo(context);
-		databases = lappend_oid(databases, database->oid);
+		all = lappend_oid(all, database->oid);
+		if (database->datallowconn && !database->datistemplate)
+			databases = lappend_oid(databases, database->oid);
 		MemoryContextSwitchTo(old);
 	}
 	table_endscan(scan);
@@ -230,10 +237,23 @@ scan_databases(void)
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(context);
 
+	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < COORD_MAX_DATABASES; i++)
+	{
+		DatabaseSlot *slot = &coord_shared->databases[i];
+
+		if (OidIsValid(slot->database) && !list_member_oid(all, slot->database))
+			slot->database = InvalidOid;
+	}
+	LWLockRelease(&coord_shared->lock);
+
 	foreach(cell, databases)
 	{
-		DatabaseSlot *slot = doorbell_database(lfirst_oid(cell), true);
+		DatabaseSlot *slot = doorbell_database(lfirst_oid(cell), false);
 
+		if (slot != NULL)
+			continue;
+		slot = doorbell_database(lfirst_oid(cell), true);
 		if (slot == NULL)
 		{
 			ereport(LOG,
@@ -243,7 +263,9 @@ scan_databases(void)
 		}
 		slot->probe = true;
 	}
+
 	list_free(databases);
+	list_free(all);
 }
 
 /*
@@ -294,19 +316,19 @@ start_worker(DatabaseSlot *slot, TimestampTz now)
 	}
 	if (launcher_spawn(slot, role, &exhausted) >= 0)
 	{
-		slot->starved = false;
+		slot->starved = 0;
 		slot->last_spawn = now;
 		return now + SPAWN_INTERVAL_US;
 	}
-	if (exhausted && !slot->starved)
+	if (!exhausted)
+		return 0;				/* one of coord's own will end and ring */
+	if (slot->starved++ == QUICK_RETRIES)
 		ereport(LOG,
 				(errmsg("coord: no background worker could be started for database %u",
 						slot->database),
 				 errhint("Raise max_worker_processes.")));
-	if (!exhausted)
-		return 0;				/* one of coord's own will end and ring */
-	slot->starved = true;
-	slot->retry_at = now + EXHAUSTED_RETRY_US;
+	slot->retry_at = now + (slot->starved <= QUICK_RETRIES ? QUICK_RETRY_US :
+							EXHAUSTED_RETRY_US);
 	return slot->retry_at;
 }
 

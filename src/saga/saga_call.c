@@ -159,23 +159,28 @@ context_document(const Saga *saga, int ordinal, Phase phase)
 	snprintf(idempotency_key, sizeof(idempotency_key), INT64_FORMAT "/%s%s",
 			 saga->id, step->name, phase == PHASE_COMPENSATION ? "/compensation" : "");
 
+	/* In jsonb's own order (length, then bytes), so that nothing is sorted. */
 	json_begin_object(&writer);
-	json_key(&writer, "saga_id");
-	json_integer(&writer, saga->id);
+	json_key(&writer, "key");
+	json_string(&writer, saga->key);
 	json_key(&writer, "saga");
 	json_string(&writer, saga->def->name);
 	json_key(&writer, "step");
 	json_string(&writer, step->name);
-	json_key(&writer, "attempt");
-	json_integer(&writer, state->attempt);
-	json_key(&writer, "key");
-	json_string(&writer, saga->key);
-	json_key(&writer, "correlation_id");
-	json_string(&writer, saga->has_correlation ? saga->correlation_id : NULL);
-	json_key(&writer, "idempotency_key");
-	json_string(&writer, idempotency_key);
+	if (phase == PHASE_COMPENSATION)
+	{
+		json_key(&writer, "error");
+		json_string(&writer, saga->error);
+	}
 	json_key(&writer, "input");
 	json_value(&writer, saga->input);
+	if (phase == PHASE_COMPENSATION)
+	{
+		json_key(&writer, "result");
+		json_value(&writer, state->result);
+	}
+	json_key(&writer, "attempt");
+	json_integer(&writer, state->attempt);
 	json_key(&writer, "results");
 	json_begin_object(&writer);
 	for (int i = 0; i < saga->def->nsteps; i++)
@@ -186,13 +191,12 @@ context_document(const Saga *saga, int ordinal, Phase phase)
 		json_value(&writer, saga->steps[i].result);
 	}
 	json_end_object(&writer);
-	if (phase == PHASE_COMPENSATION)
-	{
-		json_key(&writer, "result");
-		json_value(&writer, state->result);
-		json_key(&writer, "error");
-		json_string(&writer, saga->error);
-	}
+	json_key(&writer, "saga_id");
+	json_integer(&writer, saga->id);
+	json_key(&writer, "correlation_id");
+	json_string(&writer, saga->has_correlation ? saga->correlation_id : NULL);
+	json_key(&writer, "idempotency_key");
+	json_string(&writer, idempotency_key);
 	json_end_object(&writer);
 	return json_finish(&writer);
 }

@@ -76,6 +76,7 @@ typedef struct Saga
 	bool		has_correlation;
 	char		correlation_id[UUID_LEN * 2 + 5];
 	TimestampTz created_at;
+	TimestampTz start_at;		/* not before; 0: at once */
 	TimestampTz started_at;		/* 0: not yet */
 	TimestampTz wake_at;		/* 0: never */
 	TimestampTz deadline_at;	/* 0: none */

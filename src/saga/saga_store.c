@@ -183,6 +183,7 @@ read_saga(MemoryContext context, uint64 row, int64 *definition)
 	saga->deadline_at = get_time(row, 16);
 	saga->next_sequence = DatumGetInt32(query_value(row, 17, &isnull));
 	saga->has_steps = DatumGetBool(query_value(row, 18, &isnull));
+	saga->start_at = get_time(row, 19);
 	return saga;
 }
 
@@ -281,10 +282,11 @@ saga_load(Turn *turn, const int64 *ids, int count, TimestampTz due, int *nloaded
 #define CLAIM \
 	"SELECT id, ctid, definition, owner, status, backward, cause, error, key," \
 	" input, priority, correlation_id, created_at, started_at, wake_at," \
-	" deadline_at, next_sequence, has_steps" \
+	" deadline_at, next_sequence, has_steps, start_at" \
 	" FROM coord_internal.saga WHERE id = ANY ($1)"
+	/* Not "wake_at <= $2", which could be planned through the other index. */
 	static Statement claim_due = {
-		CLAIM " AND wake_at <= $2 FOR UPDATE SKIP LOCKED",
+		CLAIM " AND coalesce(wake_at, 'infinity') <= $2 FOR UPDATE SKIP LOCKED",
 		2, {INT8ARRAYOID, TIMESTAMPTZOID}
 	};
 	static Statement claim_any = {
@@ -349,7 +351,8 @@ write_text(JsonWriter *writer, const char *key, const char *text)
 
 /*
  * The steps as the archive keeps them: an array of objects, absent members
- * being null, times in microseconds of PostgreSQL's epoch.
+ * being null, times in microseconds of PostgreSQL's epoch.  Members are written
+ * in jsonb's own order, so that nothing is sorted.
  */
 static Jsonb *
 archived_steps(const Saga *saga)
@@ -364,26 +367,26 @@ archived_steps(const Saga *saga)
 		json_begin_object(&writer);
 		json_key(&writer, "step");
 		json_string(&writer, saga->def->steps[i].name);
-		json_key(&writer, "status");
-		json_string(&writer, step_machine.states[state->status]);
+		write_text(&writer, "error", state->error);
 		if (state->phase == PHASE_COMPENSATION)
 			write_text(&writer, "phase", phase_names[state->phase]);
-		if (state->attempt != 1)
-		{
-			json_key(&writer, "attempt");
-			json_integer(&writer, state->attempt);
-		}
 		if (state->has_result)
 		{
 			json_key(&writer, "result");
 			json_value(&writer, state->result);
 		}
-		write_text(&writer, "error", state->error);
+		json_key(&writer, "status");
+		json_string(&writer, step_machine.states[state->status]);
+		if (state->attempt != 1)
+		{
+			json_key(&writer, "attempt");
+			json_integer(&writer, state->attempt);
+		}
 		write_text(&writer, "sqlstate", state->sqlstate);
-		write_text(&writer, "error_detail", state->detail);
-		write_text(&writer, "error_context", state->context);
 		write_time(&writer, "started_at", state->started_at);
 		write_time(&writer, "finished_at", state->finished_at);
+		write_text(&writer, "error_detail", state->detail);
+		write_text(&writer, "error_context", state->context);
 		json_end_object(&writer);
 	}
 	json_end_array(&writer);

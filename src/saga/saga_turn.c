@@ -254,8 +254,8 @@ saga_scan_due(TimestampTz mark_at, int64 mark_id, TimestampTz until,
 {
 	static Statement scan = {
 		"SELECT id, priority, owner, wake_at FROM coord_internal.saga"
-		" WHERE (wake_at, id) > ($1, $2) AND wake_at <= $3"
-		" ORDER BY wake_at, id LIMIT $4",
+		" WHERE (wake_at, id + 0) > ($1, $2) AND wake_at <= $3"
+		" ORDER BY wake_at, id + 0 LIMIT $4",
 		4, {TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT4OID}
 	};
 	QueryScope	scope;

@@ -81,11 +81,13 @@ refuse(Refusal *refusal, char *message, char *hint)
 	refusal->hint = hint;
 }
 
-/* The engine should look at it now. */
+/* The engine should look at it as soon as it may. */
 static void
 wake(Saga *saga)
 {
 	saga->wake_at = clock_now();
+	if (!saga->backward && saga->start_at > saga->wake_at)
+		saga->wake_at = saga->start_at;
 	saga->dirty = true;
 }
 

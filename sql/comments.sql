@@ -1,0 +1,418 @@
+-- ---------------------------------------------------------------------------
+-- The reference, in the catalog: \df+ coord.*, \d+ coord.sagas.
+--
+-- Times are of type timestamptz, durations of type interval.  Where an argument
+-- is not said to be required, NULL means its default.
+-- ---------------------------------------------------------------------------
+
+COMMENT ON SCHEMA coord IS
+$$The interface of the extension coord: functions, procedures and views.
+Reference: \df+ coord.* and \d+ coord.sagas, or doc/ in the source.$$;
+COMMENT ON SCHEMA coord_internal IS
+$$Tables and helpers of the extension coord. Not an interface: they change without notice.$$;
+
+-- ---------------------------------------------------------------------------
+-- Defining
+-- ---------------------------------------------------------------------------
+
+COMMENT ON FUNCTION coord.step(text, text, text, text[], text, name, boolean, boolean, jsonpath, text, jsonpath,
+  int, int, interval, int, interval, float8, interval, text[]) IS
+$$Describes one step for coord.saga_define(). Checks nothing and changes nothing.
+name: required, 1 to 200 bytes, unique within the saga.
+action: the function to run, f(jsonb) RETURNS jsonb or void. Looked up when the saga is defined, stored with its schema.
+compensation: the function that undoes the action, of the same form.
+after: names of steps that must be finished first. NULL: the step before it in the array. '{}': none.
+pivot: once this step is completed the saga only goes forward. At most one; it has no compensation, nor have steps after it.
+optional: when it fails for good, the saga goes on.
+condition: a path on the context document; the step is skipped unless the first item found is true or neither a boolean nor null.
+trigger_rule: none_failed, all_success, all_done, one_success, one_failed or always, on the steps in "after".
+timeout: per attempt; it then fails with 57014. NULL: none.
+max_attempts: per phase. NULL: 3 for the action, 25 for the compensation.
+retry_delay, retry_backoff, retry_max_delay: before attempt n+1 it waits a random time between 0 and the lesser of
+  retry_max_delay and retry_delay * retry_backoff ^ (n-1).
+retry_on: SQLSTATEs, two-character classes or '*'. NULL: 08, 40, 53, 57, 55P03, 58030.
+queue, server, for_each, max_parallel, max_failed_items: not supported yet, refused by coord.saga_define().
+Returns the step as a JSON object.
+Errors: 22004 name is null, or an array contains null.
+Example: coord.step('charge', 'shop.charge', compensation => 'shop.refund', max_attempts => 5)$$;
+
+COMMENT ON FUNCTION coord.saga_define(text, jsonb[], interval, text, boolean) IS
+$$Defines a saga, or a new version of it, and makes that version the active one.
+The same content with the same search_path is the same version: defining it again changes nothing.
+Unfinished instances keep the version they were started with.
+name: required, 1 to 200 bytes. It belongs to the role that defines it first.
+steps: required, made by coord.step().
+deadline: how long an instance may take, from its start_at. NULL: as long as it likes.
+on_exhausted: what a step that failed for good leads to before the pivot: compensate or suspend.
+record_events: not supported yet.
+Returns the version, from 1.
+Errors: 22004 null; 22023 a mistake in the definition; 42883 no such function; 42P13 a function of another form;
+42501 a function that the current user may not execute, or a name of another role; 42704 "after" names no step;
+42710 two steps of one name; 42622 a name too long; 0A000 not supported yet.
+Example: SELECT coord.saga_define('order', ARRAY[
+  coord.step('reserve', 'shop.reserve_stock', compensation => 'shop.release_stock'),
+  coord.step('ship', 'shop.ship', pivot => true)]);$$;
+
+COMMENT ON FUNCTION coord.saga_define_json(text, jsonb) IS
+$$The same as coord.saga_define(), the definition being one JSON object:
+{"steps": [{"name": ..., "action": ..., ...}], "deadline": "1 day", "on_exhausted": "compensate"}.
+The members of a step are the arguments of coord.step(); intervals are strings.
+name, definition: required.
+Returns the version. Errors: as coord.saga_define().
+Example: SELECT coord.saga_define_json('order', '{"steps": [{"name": "ship", "action": "shop.ship"}]}');$$;
+
+COMMENT ON FUNCTION coord.saga_activate(text, int) IS
+$$Chooses the version that coord.saga_start() takes, for example to go back to the one before.
+name, version: required. For members of the name's owner and of coord_admin.
+Errors: 22004 null; 42704 no such saga or version.
+Example: SELECT coord.saga_activate('order', 1);$$;
+
+COMMENT ON FUNCTION coord.saga_drop(text) IS
+$$Drops a saga's name, all its versions and the grants of its use. Finished instances stay in the archive.
+name: required. For members of the name's owner and of coord_admin.
+Returns true; false when there is no such saga.
+Errors: 22004 null; 55006 it has unfinished instances; 42704 it belongs to another role.
+Example: SELECT coord.saga_drop('order');$$;
+
+-- ---------------------------------------------------------------------------
+-- Running
+-- ---------------------------------------------------------------------------
+
+COMMENT ON FUNCTION coord.saga_start(text, jsonb, text, uuid, int, timestamptz, interval, int, jsonb, text) IS
+$$Starts a saga as part of the caller's transaction: it exists when that commits, and its steps run then, as current_user.
+name: required.
+input: what the steps get as "input". Default: {}.
+key: up to 200 bytes; at most one saga per name and key. NULL: no such limit.
+correlation_id: for finding together what belongs together. NULL: coord.correlation_id, else a random one.
+version: NULL: the active one.
+start_at: no step runs before. NULL: now.
+deadline: from start_at (or now, if that is later). NULL: the definition's.
+priority: of what is due, higher ones first. Default: 0.
+labels: any JSON object, for coord.sagas.
+on_existing: when the key is taken: return (its id; the input must be the same), error, or restart_failed (a new saga
+  if that one has failed or was compensated, else as return). A concurrent transaction that uses the key is waited for.
+Returns the id.
+Errors: 22004 null name; 42704 no such saga or version, or none that the caller may use; 42883, 42501 a function that the
+caller cannot execute, or a key taken by another role's saga; 23505 on_existing is error and the key taken;
+ZC005 the key was used with another input; 40001 a concurrent change of the key; 22023 a bad argument.
+Example: SELECT coord.saga_start('order', '{"order_id": 42}', key => 'order-42');$$;
+
+COMMENT ON PROCEDURE coord.saga_run(text, jsonb, text, bigint, text, jsonb) IS
+$$Starts a saga and runs it here and now, in the caller's session, until it is finished, suspended or paused.
+Each step boundary commits. Should the session die, a worker goes on after half a minute.
+With a key that is taken it runs or waits for the saga that has it.
+name: required. input: default {}. key: as in coord.saga_start().
+Returns id, status and, when it is finished, output: {step: result}.
+Errors: as coord.saga_start(); 25001 in a transaction block or function. A failed step is a status, not an error.
+Example: CALL coord.saga_run('order', '{"order_id": 42}');$$;
+
+COMMENT ON PROCEDURE coord.run_pending(int, int) IS
+$$Runs, in the caller's session, the due sagas of roles that the caller is a member of until none is left.
+What a worker does, for tests and for servers without shared_preload_libraries. Commits after each turn.
+max_turns: stop after so many; one turn takes one saga as far as it can go. NULL: no limit.
+Returns turns: how many it made. A paused engine is a WARNING and 0.
+Errors: 25001 in a transaction block or function; 22023 negative max_turns.
+Example: CALL coord.run_pending();$$;
+
+COMMENT ON FUNCTION coord.saga_wait(bigint, interval) IS
+$$Waits until a saga is finished, suspended or paused, or the timeout is over.
+id: required. timeout: default 1 minute; 0 looks once.
+Returns the status at the end: after a timeout it is running or compensating.
+Errors: 22004 null id; 42704 no such saga; 22023 negative timeout; 55000 this transaction started it, so it cannot run
+before the transaction ends; 25006 on a standby.
+Example: SELECT coord.saga_wait(1, '10 s');$$;
+
+COMMENT ON FUNCTION coord.saga_status(bigint) IS
+$$The present status of a saga, also when this transaction's snapshot is older.
+id: required.
+Returns running, paused, suspended, compensating, completed, compensated or failed.
+Errors: 22004 null; 42704 no such saga, or none that the caller may see.
+Example: SELECT coord.saga_status(1);$$;
+
+COMMENT ON FUNCTION coord.saga_output(bigint) IS
+$$The results of a saga's steps so far, as {step: result}.
+id: required. A step that was skipped, has not run, or failed has no member; one whose function returns void has null.
+Errors: 22004 null; 42704 no such saga, or none that the caller may see.
+Example: SELECT coord.saga_output(1) -> 'charge';$$;
+
+COMMENT ON FUNCTION coord.saga_find(text, text) IS
+$$The saga that has a key.
+name, key: required.
+Returns its id; NULL when there is none, or none that the caller may see. A key is kept as long as the saga.
+Errors: 22004 null.
+Example: SELECT coord.saga_find('order', 'order-42');$$;
+
+-- ---------------------------------------------------------------------------
+-- Operating
+-- ---------------------------------------------------------------------------
+
+COMMENT ON FUNCTION coord.saga_cancel(bigint, text, boolean) IS
+$$Cancels a saga: no further step runs, and what was completed is compensated.
+Never waits for a running step: if somebody has the saga in hand it is done at the next step boundary.
+A finished saga, or one that compensates already, is left as it is.
+id: required. reason: for coord.saga_log, and the saga's "error".
+interrupt: also cancel the step that a worker is running for this saga. Default: false.
+Returns the status at this moment: compensating, failed (nothing to undo), or unchanged while it waits for the boundary.
+Errors: 22004 null id; 42704 no such saga; ZC006 its pivot is completed. A refusal at the boundary is in coord.saga_log.
+Example: SELECT coord.saga_cancel(1, 'customer called');$$;
+
+COMMENT ON FUNCTION coord.saga_pause(bigint, text) IS
+$$Stops a saga between two steps until coord.saga_resume(). Never waits for a running step.
+Changes nothing when it is paused, suspended or finished. Its deadline goes on.
+id: required. reason: for coord.saga_log.
+Returns the status at this moment. Errors: 22004 null id; 42704 no such saga.
+Example: SELECT coord.saga_pause(1, 'payment provider is down');$$;
+
+COMMENT ON FUNCTION coord.saga_resume(bigint, text) IS
+$$Lets a paused saga go on. Changes nothing when it is not paused.
+id: required. reason: for coord.saga_log.
+Returns the status at this moment. Errors: 22004 null id; 42704 no such saga.
+Example: SELECT coord.saga_resume(1);$$;
+
+COMMENT ON FUNCTION coord.saga_retry(bigint, text, text) IS
+$$Runs again what stopped a suspended saga, with its attempts counted anew; or makes the next attempt now where one waits.
+id: required. step: only this one. NULL: whatever stopped it. reason: for coord.saga_log.
+Returns the status at this moment; unchanged when there is nothing to retry.
+Errors: 22004 null id; 42704 no such saga or step; ZC006 the step is not what stops the saga.
+Example: SELECT coord.saga_retry(1, reason => 'printer has paper again');$$;
+
+COMMENT ON FUNCTION coord.saga_skip(bigint, text, jsonb, text) IS
+$$Takes a step as done, or its compensation as done by hand, and lets a suspended saga go on.
+Forward: a step that is pending, ready or failed; it becomes skipped and is not compensated later.
+Backward: the compensation of the step.
+id, step: required. result: what later steps see as the step's result (forward only). reason: for coord.saga_log.
+Returns the status at this moment.
+Errors: 22004 null; 42704 no such saga or step; ZC006 the step is completed, or has no compensation to skip.
+Example: SELECT coord.saga_skip(1, 'charge', '{"charged": 0}', 'paid in cash');$$;
+
+COMMENT ON FUNCTION coord.saga_patch(bigint, jsonb, text) IS
+$$Replaces the input of a saga that is not finished; steps that run from now on see the new one.
+id, input: required. reason: for coord.saga_log.
+Returns the status at this moment.
+Errors: 22004 null; 42704 no such saga; ZC006 it is finished.
+Example: SELECT coord.saga_patch(1, '{"order_id": 42, "address": "12 Canal Street"}');$$;
+
+COMMENT ON FUNCTION coord.saga_abandon(bigint, text) IS
+$$Gives a saga up: it is failed, and nothing is undone. A finished saga is left as it is.
+id: required. reason: for coord.saga_log, and the saga's "error".
+Returns the status at this moment. Errors: 22004 null id; 42704 no such saga.
+Example: SELECT coord.saga_abandon(1, 'refunded by hand');$$;
+
+-- ---------------------------------------------------------------------------
+-- Pictures
+-- ---------------------------------------------------------------------------
+
+COMMENT ON FUNCTION coord.saga_diagram(text, text) IS
+$$The graph of a saga's active version: steps, what comes after what, compensations.
+name: required. format: mermaid (default) or dot.
+Returns the source of the picture.
+Errors: 22004 null; 42704 no such saga, or none that the caller may use; 22023 unknown format.
+Example: SELECT coord.saga_diagram('order');$$;
+
+COMMENT ON FUNCTION coord.saga_picture(bigint, text) IS
+$$The graph of one saga with the status of each step.
+id: required. format: mermaid (default) or dot.
+Returns the source of the picture.
+Errors: 22004 null; 42704 no such saga, or none that the caller may see; 22023 unknown format.
+Example: SELECT coord.saga_picture(1);$$;
+
+COMMENT ON FUNCTION coord.saga_timeline(bigint) IS
+$$When each step of a saga ran, as a chart for psql: one line per step, with its duration in milliseconds.
+A step is drawn from its first attempt to its end, with the pauses between attempts and its compensation.
+id: required. Errors: 22004 null; 42704 no such saga, or none that the caller may see.
+Example: SELECT * FROM coord.saga_timeline(1);$$;
+
+COMMENT ON FUNCTION coord.state_machine(text) IS
+$$The legal transitions of a state machine: state, event, next state, reason.
+name: saga or step. Errors: 42704 unknown machine, 22004 null.
+Example: SELECT * FROM coord.state_machine('saga');$$;
+
+-- ---------------------------------------------------------------------------
+-- The engine
+-- ---------------------------------------------------------------------------
+
+COMMENT ON FUNCTION coord.pause(text) IS
+$$Stops the engine of this database: from commit on no new turn begins. Sagas can still be started, and run after coord.resume().
+Turns that have begun go on to their commit; CALL coord.drain() waits for them. For coord_admin.
+reason: shown in coord.stuck.
+Returns true; false when it was paused already. Errors: 42501.
+Example: SELECT coord.pause('upgrade of the payment service');$$;
+
+COMMENT ON FUNCTION coord.resume(text) IS
+$$Lets the engine of this database go on after coord.pause() or coord.drain(). For coord_admin.
+In a copy (restored from a dump, made from a template) it says that the copy shall act: roles that own work are
+found again by name. The original goes on acting as well.
+reason: not recorded.
+Returns true; false when there was nothing to resume. Errors: 42501.
+Example: SELECT coord.resume();$$;
+
+COMMENT ON PROCEDURE coord.drain(interval, boolean) IS
+$$Pauses the engine of this database and waits until no turn is in progress, in workers and sessions alike.
+Afterwards it stays paused, also after a timeout. For coord_admin.
+timeout: default 5 minutes.
+Returns drained: false when the timeout came first.
+Errors: 42501; 22023 negative timeout; 25001 in a transaction block or function.
+Example: CALL coord.drain('1 min');$$;
+
+COMMENT ON FUNCTION coord.start_worker() IS
+$$Starts a background worker in this database, for servers where coord is not in shared_preload_libraries. For coord_admin.
+It ends when it has had nothing to do for coord.worker_idle_timeout, and nothing starts it again.
+Returns true; false when coord.max_workers are running, or the database is wanted by a statement such as DROP DATABASE.
+Errors: 42501; 53000 no background worker slot is free: raise max_worker_processes; 53400 more than 128 databases.
+Example: SELECT coord.start_worker();$$;
+
+COMMENT ON FUNCTION coord.grant_use(text, text, name) IS
+$$Lets a role use something of another role: with kind saga, start it and see and operate all its instances.
+The grantee's sagas run as the grantee, who needs EXECUTE on their functions. It may not define versions.
+kind: saga; queue, subscription, lock and stream are not supported yet. name: of the saga. grantee: a role. All required.
+For members of the saga's owner and of coord_admin.
+Returns true; false when it was granted already.
+Errors: 22004 null; 22023 unknown kind; 0A000 not supported yet; 42704 no such saga or role.
+Example: SELECT coord.grant_use('saga', 'order', 'web');$$;
+
+COMMENT ON FUNCTION coord.revoke_use(text, text, name) IS
+$$Takes back coord.grant_use(). Sagas that the role has started go on.
+kind, name, grantee: as there.
+Returns true; false when it was not granted. Errors: as coord.grant_use().
+Example: SELECT coord.revoke_use('saga', 'order', 'web');$$;
+
+-- ---------------------------------------------------------------------------
+-- Views
+-- ---------------------------------------------------------------------------
+
+COMMENT ON VIEW coord.sagas IS
+$$Sagas, unfinished and archived: those of roles that the reader is a member of, those of names granted by
+coord.grant_use(), and all for coord_admin and pg_monitor.$$;
+COMMENT ON COLUMN coord.sagas.id IS 'The saga.';
+COMMENT ON COLUMN coord.sagas.name IS 'What it is an instance of.';
+COMMENT ON COLUMN coord.sagas.version IS 'Version of the definition, kept for its whole life.';
+COMMENT ON COLUMN coord.sagas.status IS 'running, paused, suspended, compensating; completed, compensated, failed.';
+COMMENT ON COLUMN coord.sagas.direction IS 'forward, or backward once it compensates.';
+COMMENT ON COLUMN coord.sagas.cause IS 'Why it turned back or ended early: step_failed, cancelled, deadline, abandoned.';
+COMMENT ON COLUMN coord.sagas.key IS 'The caller''s key, unique within the name while the saga is kept.';
+COMMENT ON COLUMN coord.sagas.input IS 'What it was started with, or coord.saga_patch() replaced it with.';
+COMMENT ON COLUMN coord.sagas.output IS 'Results of the steps so far: {step: result}.';
+COMMENT ON COLUMN coord.sagas.error IS 'The message that turned it back or suspended it.';
+COMMENT ON COLUMN coord.sagas.owner IS 'The role that started it and as which its steps run; a dropped one''s last name.';
+COMMENT ON COLUMN coord.sagas.priority IS 'Higher first.';
+COMMENT ON COLUMN coord.sagas.labels IS 'The caller''s own JSON object.';
+COMMENT ON COLUMN coord.sagas.correlation_id IS 'Common to what belongs together.';
+COMMENT ON COLUMN coord.sagas.created_at IS 'When coord.saga_start() was called.';
+COMMENT ON COLUMN coord.sagas.started_at IS 'When its first step began.';
+COMMENT ON COLUMN coord.sagas.finished_at IS 'When it was completed, compensated or failed.';
+COMMENT ON COLUMN coord.sagas.wake_at IS 'When it is due; null while it waits for an operator or is finished.';
+COMMENT ON COLUMN coord.sagas.deadline_at IS 'Turned back if not past its pivot by then.';
+
+COMMENT ON VIEW coord.saga_steps IS
+$$Steps of the sagas in coord.sagas, also those that have not run yet.$$;
+COMMENT ON COLUMN coord.saga_steps.saga_id IS 'The saga.';
+COMMENT ON COLUMN coord.saga_steps.ordinal IS 'Place in the definition, from 0.';
+COMMENT ON COLUMN coord.saga_steps.step IS 'The step''s name.';
+COMMENT ON COLUMN coord.saga_steps.item IS 'Reserved for steps over several items; null.';
+COMMENT ON COLUMN coord.saga_steps.phase IS 'What attempt and error are about: action or compensation.';
+COMMENT ON COLUMN coord.saga_steps.status IS
+  'pending, ready, running, completed, skipped, failed, compensating, compensated, compensation_failed. A local step is never seen running: it commits with its outcome.';
+COMMENT ON COLUMN coord.saga_steps.attempt IS 'Attempts made in this phase.';
+COMMENT ON COLUMN coord.saga_steps.result IS 'What the action returned.';
+COMMENT ON COLUMN coord.saga_steps.error IS 'Message of the last failed attempt; null after success.';
+COMMENT ON COLUMN coord.saga_steps.sqlstate IS 'Its SQLSTATE.';
+COMMENT ON COLUMN coord.saga_steps.error_detail IS 'Its detail.';
+COMMENT ON COLUMN coord.saga_steps.error_context IS 'Its context: function and line.';
+COMMENT ON COLUMN coord.saga_steps.next_attempt_at IS 'No attempt before.';
+COMMENT ON COLUMN coord.saga_steps.started_at IS 'When its first attempt began.';
+COMMENT ON COLUMN coord.saga_steps.finished_at IS 'When it, or its compensation, ended.';
+
+COMMENT ON VIEW coord.saga_definitions IS
+$$Versions of sagas, active or not, whose names the reader may use or see.$$;
+COMMENT ON COLUMN coord.saga_definitions.name IS 'The saga.';
+COMMENT ON COLUMN coord.saga_definitions.version IS 'From 1.';
+COMMENT ON COLUMN coord.saga_definitions.active IS 'Is it the one that coord.saga_start() takes?';
+COMMENT ON COLUMN coord.saga_definitions.definition IS 'As stored: functions with their schemas, "after" spelled out.';
+COMMENT ON COLUMN coord.saga_definitions.search_path IS 'The definer''s when it was defined, pg_temp last: steps run with it.';
+COMMENT ON COLUMN coord.saga_definitions.owner IS 'Whose the name is: its first definer.';
+COMMENT ON COLUMN coord.saga_definitions.definer IS 'Who defined this version.';
+COMMENT ON COLUMN coord.saga_definitions.created_at IS 'When.';
+
+COMMENT ON VIEW coord.saga_log IS
+$$Every failed attempt and every operator's action on the sagas in coord.sagas. Kept for coord.saga_retention.$$;
+COMMENT ON COLUMN coord.saga_log.saga_id IS 'The saga.';
+COMMENT ON COLUMN coord.saga_log.at IS 'When.';
+COMMENT ON COLUMN coord.saga_log.event IS
+  'attempt_failed; cancel, pause, resume, retry, skip, patch, abandon; or one of these with _refused.';
+COMMENT ON COLUMN coord.saga_log.step IS 'The step it is about, if any.';
+COMMENT ON COLUMN coord.saga_log.phase IS 'action or compensation, of attempts.';
+COMMENT ON COLUMN coord.saga_log.attempt IS 'Which attempt it was.';
+COMMENT ON COLUMN coord.saga_log.role IS 'The operator; of attempts, the owner.';
+COMMENT ON COLUMN coord.saga_log.reason IS 'The operator''s reason.';
+COMMENT ON COLUMN coord.saga_log.error IS 'Message of a failure or refusal.';
+COMMENT ON COLUMN coord.saga_log.sqlstate IS 'SQLSTATE of a failure.';
+COMMENT ON COLUMN coord.saga_log.error_detail IS 'Its detail.';
+COMMENT ON COLUMN coord.saga_log.error_context IS 'Its context: function and line.';
+COMMENT ON COLUMN coord.saga_log.id IS 'Order of rows of the same time.';
+
+COMMENT ON VIEW coord.workers IS
+$$coord's processes: the launcher of the cluster and the workers of this database. What they work on is shown to
+members of the saga's owner, coord_admin and pg_monitor.$$;
+COMMENT ON COLUMN coord.workers.pid IS 'Process id; null while it starts.';
+COMMENT ON COLUMN coord.workers.backend_type IS 'coord launcher or coord worker, as in pg_stat_activity.';
+COMMENT ON COLUMN coord.workers.state IS 'starting, running or idle.';
+COMMENT ON COLUMN coord.workers.started_at IS 'When it was started.';
+COMMENT ON COLUMN coord.workers.saga_id IS 'The saga whose function runs now.';
+COMMENT ON COLUMN coord.workers.step IS 'The step.';
+COMMENT ON COLUMN coord.workers.phase IS 'action or compensation.';
+COMMENT ON COLUMN coord.workers.since IS 'Since when the function runs.';
+
+COMMENT ON VIEW coord.stuck IS
+$$What does not go on by itself, or not as it should, with the statement that repairs it. Empty when all is well.$$;
+COMMENT ON COLUMN coord.stuck.kind IS
+  'saga (suspended, paused, or late after its pivot), request (of an operator, not applied for a minute), engine (paused, disabled, a copy), worker (work is due for a minute and none runs).';
+COMMENT ON COLUMN coord.stuck.id IS 'The saga''s id, for kinds saga and request.';
+COMMENT ON COLUMN coord.stuck.name IS 'The saga''s name; the database''s for the other kinds.';
+COMMENT ON COLUMN coord.stuck.since IS 'Since when, where that is known.';
+COMMENT ON COLUMN coord.stuck.waits_for IS 'Whom or what it waits for, and why.';
+COMMENT ON COLUMN coord.stuck.hint IS 'What can be done.';
+COMMENT ON COLUMN coord.stuck.repair IS 'The usual statement to do it.';
+
+-- ---------------------------------------------------------------------------
+-- coord_internal, for readers of the source
+-- ---------------------------------------------------------------------------
+
+COMMENT ON TABLE coord_internal.identity IS 'Which database this is; a row about another one says that this is a copy.';
+COMMENT ON TABLE coord_internal.engine_pause IS 'One row while coord.pause() holds.';
+COMMENT ON TABLE coord_internal.principal IS 'The names of roles that own work, for copies where oids differ.';
+COMMENT ON TABLE coord_internal.use_grant IS 'coord.grant_use().';
+COMMENT ON TABLE coord_internal.saga_name IS 'Names of sagas: owner and active version.';
+COMMENT ON TABLE coord_internal.saga_version IS 'Definitions, immutable.';
+COMMENT ON TABLE coord_internal.saga IS 'Unfinished sagas: the queue, by wake_at.';
+COMMENT ON TABLE coord_internal.saga_step IS 'Steps of unfinished sagas to which something happened.';
+COMMENT ON TABLE coord_internal.saga_archive IS 'Finished sagas with their steps, partitioned by finished_at.';
+COMMENT ON TABLE coord_internal.saga_log IS 'Failed attempts and operators'' actions, partitioned by time.';
+COMMENT ON TABLE coord_internal.saga_key IS 'One saga per name and key, for as long as it is kept.';
+COMMENT ON TABLE coord_internal.saga_request IS 'Operators'' requests for sagas that somebody has in hand.';
+COMMENT ON SEQUENCE coord_internal.saga_id IS 'Ids of sagas.';
+COMMENT ON SEQUENCE coord_internal.saga_version_id IS 'Ids of definitions, never used again.';
+COMMENT ON SEQUENCE coord_internal.saga_log_id IS 'Order of rows in the log.';
+COMMENT ON SEQUENCE coord_internal.saga_request_id IS 'Order of requests.';
+COMMENT ON VIEW coord_internal.granted_saga IS 'Names of sagas that the current user was granted the use of.';
+COMMENT ON COLUMN coord_internal.granted_saga.name IS 'The saga''s name.';
+
+COMMENT ON FUNCTION coord_internal.version_1_0() IS 'Its name is the version that the library looks for.';
+COMMENT ON FUNCTION coord_internal.system_identifier() IS 'The cluster''s system identifier.';
+COMMENT ON FUNCTION coord_internal.now() IS 'The time that coord decides by: coord.test_now, else the system''s.';
+COMMENT ON FUNCTION coord_internal.sees_all() IS 'Does the current user see every row of coord''s views?';
+COMMENT ON FUNCTION coord_internal.engine_state() IS 'running, paused, copy or disabled.';
+COMMENT ON FUNCTION coord_internal.state_changed() IS 'Makes every process read the engine''s state again after commit.';
+COMMENT ON FUNCTION coord_internal.ring() IS 'Makes somebody look at this database after commit.';
+COMMENT ON FUNCTION coord_internal.check_visible(bigint) IS 'The saga''s id if the current user may see it, else 42704.';
+COMMENT ON FUNCTION coord_internal.check_saga_name(text) IS 'The saga''s name if the current user may use it, else 42704.';
+COMMENT ON FUNCTION coord_internal.check_format(text) IS 'The format of a picture, else 22023.';
+COMMENT ON FUNCTION coord_internal.step_time(bigint) IS 'Time of an archived step, from microseconds since 2000-01-01 UTC.';
+COMMENT ON FUNCTION coord_internal.steps_output(jsonb) IS '{step: result} of an archived saga''s steps.';
+COMMENT ON FUNCTION coord_internal.role_name(oid) IS 'A role''s name, also one that was dropped; else its oid.';
+COMMENT ON FUNCTION coord_internal.role_here(oid) IS 'The role that a stored oid means in this cluster; 0: none.';
+COMMENT ON FUNCTION coord_internal.is_foreign() IS 'Does coord_internal.identity name another cluster?';
+COMMENT ON FUNCTION coord_internal.adopt_identity() IS 'Takes a copy for what it now is; for coord.resume().';
+COMMENT ON FUNCTION coord_internal.picture_text(text) IS 'Text that cannot break out of a label of mermaid or dot.';
+COMMENT ON FUNCTION coord_internal.picture(jsonb, jsonb, text) IS 'The graph of a definition, with the states of its steps.';
+COMMENT ON FUNCTION coord_internal.raise(text, text, text) IS 'Raises an error: SQLSTATE, message, hint.';
+COMMENT ON FUNCTION coord_internal.workers() IS 'The launcher and this database''s workers, from shared memory.';
