@@ -20,13 +20,16 @@ COMMENT ON FUNCTION coord.step(text, text, text, text[], text, name, boolean, bo
 $$Describes one step for coord.saga_define(). Checks nothing and changes nothing.
 name: required, 1 to 200 bytes, unique within the saga.
 action: the function to run, f(jsonb) RETURNS jsonb or void. Looked up when the saga is defined, stored with its schema.
+  It fails when it raises an error, or returns an object with "success": false, whose "error" is the reason.
 compensation: the function that undoes the action, of the same form.
 after: names of steps that must be finished first. NULL: the step before it in the array. '{}': none.
 pivot: once this step is completed the saga only goes forward. At most one; it has no compensation, nor have steps after it.
-optional: when it fails for good, the saga goes on.
+optional: when it fails for good, it is recorded as failed and the saga goes on. A step after it runs only under a
+  trigger_rule that allows for that, for example all_done: with the default it is skipped.
 condition: a path on the context document; the step is skipped unless the first item found is true or neither a boolean nor null.
-trigger_rule: none_failed, all_success, all_done, one_success, one_failed or always, on the steps in "after".
-timeout: per attempt; it then fails with 57014. NULL: none.
+trigger_rule: none_failed (default), all_success, all_done, one_success, one_failed or always (the same as all_done).
+  Looked at when all steps in "after" are finished; the step is skipped when it does not hold.
+timeout: per attempt; it then fails with 57014, which is retried by default. NULL: none.
 max_attempts: per phase. NULL: 3 for the action, 25 for the compensation.
 retry_delay, retry_backoff, retry_max_delay: before attempt n+1 it waits a random time between 0 and the lesser of
   retry_max_delay and retry_delay * retry_backoff ^ (n-1).
@@ -99,7 +102,7 @@ Example: SELECT coord.saga_start('order', '{"order_id": 42}', key => 'order-42')
 
 COMMENT ON PROCEDURE coord.saga_run(text, jsonb, text, bigint, text, jsonb) IS
 $$Starts a saga and runs it here and now, in the caller's session, until it is finished, suspended or paused.
-Each step boundary commits. Should the session die, a worker goes on after half a minute.
+Commits as it goes. Should the session die, a worker goes on after half a minute.
 With a key that is taken it runs or waits for the saga that has it.
 name: required. input: default {}. key: as in coord.saga_start().
 Returns id, status and, when it is finished, output: {step: result}.
@@ -109,7 +112,7 @@ Example: CALL coord.saga_run('order', '{"order_id": 42}');$$;
 COMMENT ON PROCEDURE coord.run_pending(int, int) IS
 $$Runs, in the caller's session, the due sagas of roles that the caller is a member of until none is left.
 What a worker does, for tests and for servers without shared_preload_libraries. Commits after each turn.
-max_turns: stop after so many; one turn takes one saga as far as it can go. NULL: no limit.
+max_turns: stop after so many. A turn is one transaction with the steps of one saga that run at once. NULL: no limit.
 Returns turns: how many it made. A paused engine is a WARNING and 0.
 Errors: 25001 in a transaction block or function; 22023 negative max_turns.
 Example: CALL coord.run_pending();$$;
@@ -311,7 +314,7 @@ COMMENT ON COLUMN coord.saga_steps.step IS 'The step''s name.';
 COMMENT ON COLUMN coord.saga_steps.item IS 'Reserved for steps over several items; null.';
 COMMENT ON COLUMN coord.saga_steps.phase IS 'What attempt and error are about: action or compensation.';
 COMMENT ON COLUMN coord.saga_steps.status IS
-  'pending, ready, running, completed, skipped, failed, compensating, compensated, compensation_failed. A local step is never seen running: it commits with its outcome.';
+  'pending, ready, running, completed, skipped, failed, compensating, compensated, compensation_failed. A local step is never seen running: it commits with its outcome. Steps that a saga that turned back did not get to stay pending or ready.';
 COMMENT ON COLUMN coord.saga_steps.attempt IS 'Attempts made in this phase.';
 COMMENT ON COLUMN coord.saga_steps.result IS 'What the action returned.';
 COMMENT ON COLUMN coord.saga_steps.error IS 'Message of the last failed attempt; null after success.';

@@ -265,6 +265,20 @@ principals_subxact_callback(SubXactEvent event, SubTransactionId mine,
 		nprincipals = principals_committed;
 }
 
+/* Is there nothing to note for "role", as far as this process knows? */
+bool
+identity_principal_is_noted(Oid role)
+{
+	if (principals_namespace != get_namespace_oid("coord_internal", true))
+		nprincipals = principals_committed = 0;
+	for (int i = 0; i < nprincipals; i++)
+	{
+		if (principals[i] == role)
+			return true;
+	}
+	return false;
+}
+
 /*
  * Keep the name of "role" beside its oid, which the tables store: a rename
  * changes nothing then, and a copy in another cluster, where the oid is
@@ -283,18 +297,10 @@ identity_note_principal(Oid role)
 	};
 	QueryScope	scope;
 	Datum		value = ObjectIdGetDatum(role);
-	Oid			namespace = get_namespace_oid("coord_internal", true);
 
-	if (principals_namespace != namespace)
-	{
-		nprincipals = principals_committed = 0;
-		principals_namespace = namespace;
-	}
-	for (int i = 0; i < nprincipals; i++)
-	{
-		if (principals[i] == role)
-			return;
-	}
+	if (identity_principal_is_noted(role))
+		return;
+	principals_namespace = get_namespace_oid("coord_internal", true);
 	if (!principals_callback)
 	{
 		RegisterXactCallback(principals_xact_callback, NULL);

@@ -21,6 +21,7 @@
 
 #include "access/xact.h"
 #include "catalog/namespace.h"
+#include "jit/jit.h"
 #include "miscadmin.h"
 #include "optimizer/cost.h"
 #include "utils/builtins.h"
@@ -62,31 +63,62 @@ query_begin(QueryScope *scope)
 }
 
 /*
- * Run with the planner held to index paths and generic plans.  The settings
- * are plain variables that are put back before anything else can see them,
- * which costs nothing; set_config_option() costs a microsecond each.
+ * Planner settings while one of coord's statements is planned and run.  They
+ * are set as plain variables and put back before anything else can see them,
+ * which costs nothing; set_config_option() costs a microsecond each.  JIT is
+ * off because a disabled path's cost would trigger it.
  */
+static const struct
+{
+	bool	   *setting;
+	bool		value;
+}			planner_settings[] =
+{
+	{&enable_seqscan, false},
+	{&enable_bitmapscan, false},
+	{&enable_hashjoin, false},
+	{&enable_mergejoin, false},
+	{&enable_indexscan, true},
+	{&enable_indexonlyscan, true},
+	{&enable_tidscan, true},
+	{&enable_nestloop, true},
+	{&enable_sort, true},
+	{&jit_enabled, false},
+};
+
+static void
+take_planner_settings(bool *saved)
+{
+	for (int i = 0; i < lengthof(planner_settings); i++)
+	{
+		saved[i] = *planner_settings[i].setting;
+		*planner_settings[i].setting = planner_settings[i].value;
+	}
+}
+
+static void
+restore_planner_settings(const bool *saved)
+{
+	for (int i = 0; i < lengthof(planner_settings); i++)
+		*planner_settings[i].setting = saved[i];
+}
+
 static int
 execute(Statement *statement, Datum *values, const char *nulls, Snapshot snapshot, long limit)
 {
-	bool		seqscan = enable_seqscan;
-	bool		hashjoin = enable_hashjoin;
-	bool		mergejoin = enable_mergejoin;
-	bool		bitmapscan = enable_bitmapscan;
+	bool		saved[lengthof(planner_settings)];
 	int			mode = plan_cache_mode;
 	volatile int result = 0;
 
+	take_planner_settings(saved);
 	PG_TRY();
 	{
-		enable_seqscan = false;
-		enable_hashjoin = false;
-		enable_mergejoin = false;
-		enable_bitmapscan = false;
 		plan_cache_mode = PLAN_CACHE_MODE_FORCE_GENERIC_PLAN;
 
 		if (statement->plan == NULL)
 		{
-			SPIPlanPtr	plan = SPI_prepare(statement->sql, statement->nargs, statement->argtypes);
+			SPIPlanPtr	plan = SPI_prepare(statement->sql, statement->nargs,
+										   statement->argtypes);
 
 			if (plan == NULL)
 				elog(ERROR, "could not prepare \"%s\": %s", statement->sql,
@@ -102,10 +134,7 @@ execute(Statement *statement, Datum *values, const char *nulls, Snapshot snapsho
 	}
 	PG_FINALLY();
 	{
-		enable_seqscan = seqscan;
-		enable_hashjoin = hashjoin;
-		enable_mergejoin = mergejoin;
-		enable_bitmapscan = bitmapscan;
+		restore_planner_settings(saved);
 		plan_cache_mode = mode;
 	}
 	PG_END_TRY();

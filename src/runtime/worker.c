@@ -266,6 +266,16 @@ call_for_help(int turn_size)
 		doorbell_wake_launcher();
 }
 
+/* The name of the role whose sagas are next is kept; see identity.c. */
+static void
+note_owner(Oid owner)
+{
+	StartTransactionCommand();
+	if (!identity_principal_is_noted(owner) && installation_lock(AccessShareLock))
+		identity_note_principal(owner);
+	CommitTransactionCommand();
+}
+
 /* Claim and run a batch. */
 static void
 work(void)
@@ -275,11 +285,7 @@ work(void)
 	int			size = Min(saga_turn_size(), MAX_STAGED);
 	int			count = gather_owner(size);
 
-	StartTransactionCommand();
-	if (installation_lock(AccessShareLock))
-		identity_note_principal(staged[0].owner);
-	CommitTransactionCommand();
-
+	note_owner(staged[0].owner);
 	switch (saga_worker_turn(staged, count, &result))
 	{
 		case SAGA_TURN_DONE:

@@ -14,9 +14,11 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -41,6 +43,43 @@ static const struct
 /* Until when this process knows partitions to exist. */
 static TimestampTz covered_from = 0;
 static TimestampTz covered_until = 0;
+static int	covered_retention = 0;	/* coord.saga_retention then */
+static Oid	covered_namespace = InvalidOid; /* another after CREATE EXTENSION */
+static bool callbacks_registered = false;
+
+/* Length of a new partition. */
+static int64
+partition_width(void)
+{
+	return Max(guc_saga_retention * USECS_PER_MINUTE / FRACTION, USECS_PER_MINUTE);
+}
+
+/* Does this process know that what finishes now has a partition to go to? */
+static bool
+partitions_are_ready(void)
+{
+	TimestampTz now = clock_now();
+
+	return covered_from <= now && now < covered_until &&
+		covered_retention == guc_saga_retention &&
+		covered_namespace == get_namespace_oid("coord_internal", true);
+}
+
+/* Partitions made in what is rolled back are not there. */
+static void
+xact_callback(XactEvent event, void *arg)
+{
+	if (event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
+		covered_until = 0;
+}
+
+static void
+subxact_callback(SubXactEvent event, SubTransactionId mine,
+				 SubTransactionId parent, void *arg)
+{
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+		covered_until = 0;
+}
 
 static char *
 quote_time(TimestampTz time)
@@ -67,7 +106,7 @@ cover(int which, TimestampTz at, bool make)
 {
 	static Statement read = {PARTITIONS, 1, {TEXTOID}};
 	const char *parent = parents[which].parent;
-	int64		width = Max(guc_saga_retention * USECS_PER_MINUTE / FRACTION, USECS_PER_MINUTE);
+	int64		width = partition_width();
 	TimestampTz from = at - at % width;
 	TimestampTz to = from + width;
 	Datum		value;
@@ -117,13 +156,27 @@ void
 saga_ensure_partitions(void)
 {
 	TimestampTz now = clock_now();
-	int64		ahead = guc_saga_retention * USECS_PER_MINUTE / FRACTION / 2;
+	int64		ahead = partition_width() / 2;
 	QueryScope	scope;
+	int			guc_level;
 
-	if (covered_from <= now && now < covered_until)
+	if (partitions_are_ready())
 		return;
+	if (!callbacks_registered)
+	{
+		RegisterXactCallback(xact_callback, NULL);
+		RegisterSubXactCallback(subxact_callback, NULL);
+		callbacks_registered = true;
+	}
 
 	query_begin(&scope);
+
+	/* Not where and how the caller's session would make his own tables. */
+	guc_level = NewGUCNestLevel();
+	(void) set_config_option("default_tablespace", "", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	(void) set_config_option("default_table_access_method", "heap", PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	covered_until = 0;
 	for (int i = 0; i < lengthof(parents); i++)
 	{
@@ -145,11 +198,14 @@ saga_ensure_partitions(void)
 				covered_until = end;
 		}
 	}
+	AtEOXact_GUC(true, guc_level);
 	query_end(&scope);
 	covered_from = now;
 
 	/* Look again well before the end, when the next one is to be made. */
-	covered_until = Min(covered_until, now + Max(ahead / 2, USECS_PER_SEC));
+	covered_until = Min(covered_until, now + ahead / 2);
+	covered_retention = guc_saga_retention;
+	covered_namespace = get_namespace_oid("coord_internal", false);
 }
 
 /* The partition to drop next; its parent's index in "which". */

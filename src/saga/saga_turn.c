@@ -110,6 +110,7 @@ turn_transaction(Turn *turn, QueueEntry *entries, int count, SagaTurnResult *res
 		return SAGA_TURN_HALTED;
 	}
 	PushActiveSnapshot(GetTransactionSnapshot());
+	saga_ensure_partitions();
 	saga_turn_begin(turn, true);
 	for (int i = 0; i < count; i++)
 		ids[i] = entries[i].id;
