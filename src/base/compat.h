@@ -97,6 +97,17 @@ coord_qualified_name(const char *name)
 #endif
 }
 
+/* Number of the running transaction in this process. */
+static inline LocalTransactionId
+coord_local_transaction(void)
+{
+#if PG_VERSION_NUM < 170000
+	return MyProc->lxid;
+#else
+	return MyProc->vxid.lxid;
+#endif
+}
+
 /* A wait event of our own where the server has named ones (17). */
 static inline uint32
 coord_wait_event(uint32 *slot, const char *name)

@@ -84,6 +84,7 @@ static int	finished_size = 0;
 static bool note_request = false;
 static bool note_scan = false;
 static bool note_resume = false;
+static bool note_also_abort = false;
 static int64 note_interrupt = 0;
 static DatabaseSlot *note_slot = NULL;
 static bool callback_registered = false;
@@ -466,6 +467,14 @@ doorbell_due_at_commit(int64 id, int priority, Oid owner, TimestampTz wake_at)
 	ndue++;
 }
 
+/* The same also when it aborts; an entry too many does no harm. */
+void
+doorbell_due_at_end(int64 id, int priority, Oid owner, TimestampTz wake_at)
+{
+	doorbell_due_at_commit(id, priority, owner, wake_at);
+	note_also_abort = true;
+}
+
 /* When this transaction commits, an operator's request waits. */
 void
 doorbell_request_at_commit(void)
@@ -583,6 +592,12 @@ ring(void)
 static void
 xact_callback(XactEvent event, void *arg)
 {
+	if (event == XACT_EVENT_ABORT && note_also_abort)
+	{
+		note_request = note_scan = note_resume = false;
+		note_interrupt = 0;
+		ring();
+	}
 	if (event == XACT_EVENT_COMMIT)
 	{
 		if (ndue > 0 || note_request || note_scan)
@@ -594,7 +609,7 @@ xact_callback(XactEvent event, void *arg)
 		event == XACT_EVENT_PREPARE)
 	{
 		ndue = nfinished = 0;
-		note_request = note_scan = note_resume = false;
+		note_request = note_scan = note_resume = note_also_abort = false;
 		note_interrupt = 0;
 	}
 }

@@ -111,6 +111,7 @@ extern void doorbell_attach_queue(void);
 
 /* For the session that makes something due, changed or finished. */
 extern void doorbell_due_at_commit(int64 id, int priority, Oid owner, TimestampTz wake_at);
+extern void doorbell_due_at_end(int64 id, int priority, Oid owner, TimestampTz wake_at);
 extern void doorbell_request_at_commit(void);
 extern void doorbell_interrupt_at_commit(int64 id);
 extern void doorbell_finished_at_commit(int64 id);

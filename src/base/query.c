@@ -86,7 +86,7 @@ static const struct
 	{&jit_enabled, false},
 };
 
-static void
+static pg_noinline void
 take_planner_settings(bool *saved)
 {
 	for (int i = 0; i < lengthof(planner_settings); i++)
@@ -96,7 +96,7 @@ take_planner_settings(bool *saved)
 	}
 }
 
-static void
+static pg_noinline void
 restore_planner_settings(const bool *saved)
 {
 	for (int i = 0; i < lengthof(planner_settings); i++)

@@ -315,7 +315,7 @@ attempt_failed(Turn *turn, Saga *saga, int ordinal, ErrorData *error)
 	bool		again;
 
 	/* The step was cancelled for the sake of an operator's request. */
-	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED && saga_crash_interrupted())
+	if (saga_error_is_cancel(error) && saga_crash_interrupted())
 	{
 		state->attempt--;
 		turn->end = true;
@@ -383,7 +383,7 @@ charge_suspect(Turn *turn, Saga *saga, int ordinal)
 		ErrorData	error = {0};
 
 		error.sqlerrcode = ERRCODE_SYSTEM_ERROR;
-		error.message = "the server crashed during each attempt";
+		error.message = pstrdup("the server crashed during each attempt");
 		if (state->phase == PHASE_ACTION)
 			saga_set_step(saga, ordinal, STEP_EVENT_START);
 		attempt_failed(turn, saga, ordinal, &error);

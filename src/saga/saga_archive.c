@@ -65,6 +65,33 @@ partitions_are_ready(void)
 		covered_namespace == get_namespace_oid("coord_internal", true);
 }
 
+/*
+ * The settings under which bounds are written and read and tables are made must
+ * not be those of the caller's session.  Returns the level to go back to.
+ */
+static int
+neutral_settings(void)
+{
+	static const struct
+	{
+		const char *name;
+		const char *value;
+	}			settings[] =
+	{
+		{"DateStyle", "ISO, YMD"},
+		{"TimeZone", "UTC"},
+		{"default_table_access_method", "heap"},
+		{"default_tablespace", ""},
+	};
+	int			level = NewGUCNestLevel();
+
+	for (int i = 0; i < lengthof(settings); i++)
+		(void) set_config_option(settings[i].name, settings[i].value,
+								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+								 true, 0, false);
+	return level;
+}
+
 /* Partitions made in what is rolled back are not there. */
 static void
 xact_callback(XactEvent event, void *arg)
@@ -170,13 +197,7 @@ saga_ensure_partitions(void)
 	}
 
 	query_begin(&scope);
-
-	/* Not where and how the caller's session would make his own tables. */
-	guc_level = NewGUCNestLevel();
-	(void) set_config_option("default_tablespace", "", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("default_table_access_method", "heap", PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	guc_level = neutral_settings();
 	covered_until = 0;
 	for (int i = 0; i < lengthof(parents); i++)
 	{
@@ -224,12 +245,15 @@ find_expired(MemoryContext context, int *which)
 	{
 		QueryScope	scope;
 		Datum		values[2];
+		int			guc_level;
 
 		query_begin(&scope);
+		guc_level = neutral_settings();
 		values[0] = CStringGetTextDatum(parents[i].parent);
 		values[1] = TimestampTzGetDatum(cutoff);
 		if (query_run(&read, values, NULL, 1) > 0)
 			name = query_text(context, 0, 1);
+		AtEOXact_GUC(true, guc_level);
 		query_end(&scope);
 		*which = i;
 	}

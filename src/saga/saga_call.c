@@ -376,14 +376,19 @@ invoke_timed(Turn *turn, Saga *saga, int ordinal, Phase phase,
 	return outcome;
 }
 
-/* Errors that are nobody's fault but the server's or the caller's own wish. */
+/* Was the process really cancelled, or did user code raise the code itself? */
+bool
+saga_error_is_cancel(const ErrorData *error)
+{
+	return error->sqlerrcode == ERRCODE_QUERY_CANCELED && error->funcname != NULL &&
+		strcmp(error->funcname, "ProcessInterrupts") == 0;
+}
+
+/* A caller who cancels his CALL, or whose time is up, means the CALL. */
 static bool
 must_propagate(Turn *turn, const ErrorData *error, bool step_timed_out)
 {
-	if (error->sqlerrcode != ERRCODE_QUERY_CANCELED)
-		return false;
-	/* A caller who cancels his CALL means the CALL. */
-	return !turn->worker && !step_timed_out;
+	return saga_error_is_cancel(error) && !turn->worker && !step_timed_out;
 }
 
 /*

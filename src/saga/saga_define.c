@@ -716,6 +716,8 @@ coord_saga_drop(PG_FUNCTION_ARGS)
 		"DELETE FROM coord_internal.saga_name WHERE name = $1", 1, {TEXTOID}
 	};
 	char	   *name = check_text(fcinfo, 0, "name");
+	Oid			user = GetUserId();
+	Oid			owner = InvalidOid;
 	QueryScope	scope;
 	Datum		value;
 	bool		isnull;
@@ -724,12 +726,12 @@ coord_saga_drop(PG_FUNCTION_ARGS)
 	installation_check();
 	query_begin(&scope);
 	value = CStringGetTextDatum(name);
-	if (query_run(&exists, &value, NULL, 1) == 0)
-	{
-		query_end(&scope);
-		PG_RETURN_BOOL(false);
-	}
+	if (query_run(&exists, &value, NULL, 1) > 0)
+		owner = DatumGetObjectId(query_value(0, 1, &isnull));
 	query_end(&scope);
+	if (!OidIsValid(owner) ||
+		(!is_member_of_role(user, owner) && !identity_sees_all(user)))
+		PG_RETURN_BOOL(false);	/* to him there is no such saga */
 	(void) lock_own_name(name);
 
 	query_begin(&scope);

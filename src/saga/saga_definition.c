@@ -260,6 +260,8 @@ resolve_function(StepDef *step, const char *member, const char *name)
 	proc = (Form_pg_proc) GETSTRUCT(tuple);
 	if (proc->prokind != PROKIND_FUNCTION)
 		problem = "It is not a function.";
+	else if (isAnyTempNamespace(proc->pronamespace))
+		problem = "It is in a temporary schema.";
 	else if (proc->proretset)
 		problem = "It returns a set.";
 	else if (proc->prorettype != JSONBOID && proc->prorettype != VOIDOID)

@@ -187,10 +187,13 @@ typedef struct CallResult
 
 extern void saga_call(Turn *turn, Saga *saga, int ordinal, Phase phase, CallResult *result);
 extern void saga_leave_user(Turn *turn);
+extern bool saga_error_is_cancel(const ErrorData *error);
 extern void saga_distrust(SagaDef *def, int ordinal, Phase phase);
 
 /* saga_turn.c */
 extern void saga_turn_begin(Turn *turn, bool worker);
+extern void saga_take_in_hand(Turn *turn, const int64 *ids, int count);
+extern bool saga_is_in_hand(int64 id);
 
 /* saga_crash.c */
 extern void saga_crash_enter(int64 saga, int64 definition, int ordinal, Phase phase, Oid owner);

@@ -22,6 +22,7 @@
 #include "miscadmin.h"
 #include "storage/latch.h"
 #include "tcop/pquery.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -175,6 +176,7 @@ coord_run_pending(PG_FUNCTION_ARGS)
 			sagas = saga_load(&turn, &ids[i], 1, clock_now(), &loaded);
 			if (loaded == 1)
 			{
+				saga_take_in_hand(&turn, &ids[i], 1);
 				identity_note_principal(sagas[0]->owner);
 				saga_advance(&turn, sagas[0]);
 				saga_leave_user(&turn);
@@ -212,6 +214,29 @@ read_result(int64 id, Datum *values, bool *nulls)
 }
 
 /*
+ * Is the caller a member of the saga's owner?  A key may lead to a saga of a
+ * role that has only granted its use, whose code must not run in his session.
+ */
+static bool
+is_mine(int64 id)
+{
+	static Statement read = {
+		"SELECT owner FROM coord_internal.saga WHERE id = $1", 1, {INT8OID}
+	};
+	Oid			user = GetUserId();
+	QueryScope	scope;
+	Datum		value = Int64GetDatum(id);
+	Oid			owner = InvalidOid;
+	bool		isnull;
+
+	query_begin(&scope);
+	if (query_run_latest(&read, &value, NULL, 1) > 0)
+		owner = DatumGetObjectId(query_value(0, 1, &isnull));
+	query_end(&scope);
+	return OidIsValid(owner) && is_member_of_role(user, owner);
+}
+
+/*
  * One turn of saga_run().  Returns when to go on: 0 means that the saga is
  * finished or stopped.
  */
@@ -219,22 +244,25 @@ static TimestampTz
 run_turn(int64 id)
 {
 	Turn		turn;
-	Saga	  **sagas;
+	Saga	  **sagas = NULL;
 	TimestampTz wake_at = 0;
 	int			loaded;
 
 	if (!begin_turn(&turn))
 		return 0;
-	sagas = saga_load(&turn, &id, 1, 0, &loaded);
+	loaded = 0;
+	if (is_mine(id))
+		sagas = saga_load(&turn, &id, 1, 0, &loaded);
 	if (loaded == 0)
 	{
-		/* A worker or an operator has it, or it is finished. */
+		/* It is for others to run, or they do, or it is finished. */
 		char	   *status = saga_status_or_error(id);
 
 		if (strcmp(status, "running") == 0 || strcmp(status, "compensating") == 0)
 			wake_at = clock_now() + USECS_PER_SEC;
 		return wake_at;
 	}
+	saga_take_in_hand(&turn, &id, 1);
 	saga_advance(&turn, sagas[0]);
 	saga_leave_user(&turn);
 	if (sagas[0]->status == SAGA_RUNNING || sagas[0]->status == SAGA_COMPENSATING)

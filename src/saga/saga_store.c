@@ -318,6 +318,16 @@ saga_load(Turn *turn, const int64 *ids, int count, TimestampTz due, int *nloaded
 		sagas[i]->def = saga_definition_by_id(definitions[i]);
 		sagas[i]->steps = palloc0(sizeof(StepState) * sagas[i]->def->nsteps);
 	}
+	/*
+	 * A worker that comes by while they are locked here passes over them; it is
+	 * told again when this transaction ends, whichever way.
+	 */
+	for (uint64 i = 0; i < rows && !turn->worker; i++)
+	{
+		if (sagas[i]->wake_at != 0)
+			doorbell_due_at_end(sagas[i]->id, sagas[i]->priority,
+								sagas[i]->owner, sagas[i]->wake_at);
+	}
 	qsort(sagas, rows, sizeof(Saga *), compare_id);
 	load_steps(turn, sagas, rows);
 	qsort(sagas, rows, sizeof(Saga *), compare_rank);

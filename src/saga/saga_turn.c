@@ -29,6 +29,7 @@
 #include "utils/timestamp.h"
 
 #include "base/clock.h"
+#include "base/compat.h"
 #include "base/errors.h"
 #include "base/installation.h"
 #include "base/query.h"
@@ -44,6 +45,47 @@ static int	batch_size = 1;
 
 /* Turns to come that take one saga each, after an error nobody owned up to. */
 static int	singly = 0;
+
+/*
+ * The sagas of the turn in progress, which its own steps may not touch: a verb
+ * called from a step becomes a request.  Owned by saga_take_in_hand(); valid
+ * while "hand_transaction" is the running transaction.
+ */
+static Turn *hand_turn = NULL;
+static int64 hand_ids[MAX_BATCH];
+static int	hand_count = 0;
+static LocalTransactionId hand_transaction = InvalidLocalTransactionId;
+
+/* These sagas are about to be advanced in this transaction. */
+void
+saga_take_in_hand(Turn *turn, const int64 *ids, int count)
+{
+	Assert(count <= MAX_BATCH);
+	hand_turn = turn;
+	memcpy(hand_ids, ids, sizeof(int64) * count);
+	hand_count = count;
+	hand_transaction = coord_local_transaction();
+}
+
+/*
+ * Is this saga being advanced by the very transaction that asks?  Then the turn
+ * ends after the call in progress, so that what was asked for is done.
+ */
+bool
+saga_is_in_hand(int64 id)
+{
+	if (hand_count == 0 || hand_transaction != coord_local_transaction())
+		return false;
+	for (int i = 0; i < hand_count; i++)
+	{
+		if (hand_ids[i] == id)
+		{
+			hand_turn->end = true;
+			return true;
+		}
+	}
+	return false;
+}
 
 /*
  * Start a turn's bookkeeping in the current transaction; its memory goes with
@@ -115,6 +157,7 @@ turn_transaction(Turn *turn, QueueEntry *entries, int count, SagaTurnResult *res
 	for (int i = 0; i < count; i++)
 		ids[i] = entries[i].id;
 	sagas = saga_load(turn, ids, count, clock_now(), &loaded);
+	saga_take_in_hand(turn, ids, count);
 	PopActiveSnapshot();
 	done = run_sagas(turn, sagas, loaded);
 

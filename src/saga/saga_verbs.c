@@ -388,7 +388,7 @@ verb(Request *request)
 {
 	char	   *status;
 	Turn		turn;
-	Saga	  **sagas;
+	Saga	  **sagas = NULL;
 	Refusal		refusal;
 	int			loaded;
 
@@ -407,7 +407,9 @@ verb(Request *request)
 	}
 
 	saga_turn_begin(&turn, false);
-	sagas = saga_load(&turn, &request->saga, 1, 0, &loaded);
+	loaded = 0;
+	if (!saga_is_in_hand(request->saga))
+		sagas = saga_load(&turn, &request->saga, 1, 0, &loaded);
 	if (loaded == 0)
 	{
 		leave_request(request);
