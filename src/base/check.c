@@ -14,6 +14,8 @@
 
 #include "base/check.h"
 
+PG_FUNCTION_INFO_V1(coord_internal_raise);
+
 /* 22004 when a required argument is NULL. */
 void
 check_required(FunctionCallInfo fcinfo, int argument, const char *name)
@@ -101,4 +103,19 @@ check_near_names(const char *name, List *candidates)
 		return NULL;
 	appendStringInfoChar(&hint, '.');
 	return hint.data;
+}
+
+/* An error raised by a function in SQL: SQLSTATE, message, hint. */
+Datum
+coord_internal_raise(PG_FUNCTION_ARGS)
+{
+	char	   *code = check_text(fcinfo, 0, "code");
+	char	   *message = check_text(fcinfo, 1, "message");
+	char	   *hint = check_optional_text(fcinfo, 2);
+
+	ereport(ERROR,
+			(errcode(MAKE_SQLSTATE(code[0], code[1], code[2], code[3], code[4])),
+			 errmsg("%s", message),
+			 hint ? errhint("%s", hint) : 0));
+	PG_RETURN_NULL();
 }

@@ -32,6 +32,10 @@ typedef enum SagaTurnOutcome
 
 extern void saga_register(void);
 
+/* Names; see saga_define.c. */
+extern Oid	saga_name_owner(const char *name);
+extern void saga_name_unknown(const char *name);
+
 /* For workers; see saga_turn.c. */
 extern int	saga_turn_size(void);
 extern SagaTurnOutcome saga_worker_turn(QueueEntry *entries, int count, SagaTurnResult *result);

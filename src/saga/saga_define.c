@@ -35,6 +35,7 @@
 #include "base/installation.h"
 #include "base/json.h"
 #include "base/query.h"
+#include "saga/saga.h"
 #include "saga/saga_definition.h"
 
 PG_FUNCTION_INFO_V1(coord_step);
@@ -213,6 +214,26 @@ coord_step(PG_FUNCTION_ARGS)
  * ----------------------------------------------------------------
  */
 
+/* The role that a saga name belongs to, InvalidOid when there is none. */
+Oid
+saga_name_owner(const char *name)
+{
+	static Statement read = {
+		"SELECT owner FROM coord_internal.saga_name WHERE name = $1", 1, {TEXTOID}
+	};
+	QueryScope	scope;
+	Datum		value;
+	Oid			owner = InvalidOid;
+	bool		isnull;
+
+	query_begin(&scope);
+	value = CStringGetTextDatum(name);
+	if (query_run_latest(&read, &value, NULL, 1) > 0)
+		owner = DatumGetObjectId(query_value(0, 1, &isnull));
+	query_end(&scope);
+	return owner;
+}
+
 /*
  * 42704 for a saga name that does not exist or that the caller may not use,
  * with the near ones that he may.
@@ -226,27 +247,29 @@ saga_name_unknown(const char *name)
 	};
 	List	   *candidates = NIL;
 	MemoryContext context = CurrentMemoryContext;
-	Oid			user = GetUserId();
 	QueryScope	scope;
 	uint64		rows;
+	char	  **names;
+	Oid		   *owners;
 	char	   *hint;
 
 	query_begin(&scope);
 	rows = query_run(&read, NULL, NULL, 0);
+	names = MemoryContextAlloc(context, sizeof(char *) * (rows + 1));
+	owners = MemoryContextAlloc(context, sizeof(Oid) * (rows + 1));
 	for (uint64 i = 0; i < rows; i++)
 	{
 		bool		isnull;
 
-		if (is_member_of_role(user, DatumGetObjectId(query_value(i, 2, &isnull))))
-		{
-			char	   *candidate = query_text(context, i, 1);
-			MemoryContext old = MemoryContextSwitchTo(context);
-
-			candidates = lappend(candidates, candidate);
-			MemoryContextSwitchTo(old);
-		}
+		names[i] = query_text(context, i, 1);
+		owners[i] = DatumGetObjectId(query_value(i, 2, &isnull));
 	}
 	query_end(&scope);
+	for (uint64 i = 0; i < rows; i++)
+	{
+		if (identity_may_act(owners[i], "saga", names[i]))
+			candidates = lappend(candidates, names[i]);
+	}
 
 	hint = check_near_names(name, candidates);
 	ereport(ERROR,
@@ -701,10 +724,6 @@ coord_saga_drop(PG_FUNCTION_ARGS)
 		" WHERE v.name = $1",
 		1, {TEXTOID}
 	};
-	static Statement exists = {
-		"SELECT owner FROM coord_internal.saga_name WHERE name = $1",
-		1, {TEXTOID}
-	};
 	static Statement drop_versions = {
 		"DELETE FROM coord_internal.saga_version WHERE name = $1", 1, {TEXTOID}
 	};
@@ -717,18 +736,14 @@ coord_saga_drop(PG_FUNCTION_ARGS)
 	};
 	char	   *name = check_text(fcinfo, 0, "name");
 	Oid			user = GetUserId();
-	Oid			owner = InvalidOid;
+	Oid			owner;
 	QueryScope	scope;
 	Datum		value;
 	bool		isnull;
 	int64		instances;
 
 	installation_check();
-	query_begin(&scope);
-	value = CStringGetTextDatum(name);
-	if (query_run(&exists, &value, NULL, 1) > 0)
-		owner = DatumGetObjectId(query_value(0, 1, &isnull));
-	query_end(&scope);
+	owner = saga_name_owner(name);
 	if (!OidIsValid(owner) ||
 		(!is_member_of_role(user, owner) && !identity_sees_all(user)))
 		PG_RETURN_BOOL(false);	/* to him there is no such saga */

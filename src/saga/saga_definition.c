@@ -71,11 +71,15 @@ typedef struct DefinitionEntry
 	SagaDef    *def;
 } DefinitionEntry;
 
-/* Which step or saga a check is about, for messages. */
-#define STEP_ERROR(step, code, ...) \
-	ereport(ERROR, \
-			(errcode(code), errmsg(__VA_ARGS__), \
-			 errcontext("step \"%s\"", (step)->name)))
+/* A mistake in a step; step_context() says which. */
+#define STEP_ERROR(code, ...) \
+	ereport(ERROR, (errcode(code), errmsg(__VA_ARGS__)))
+
+static void
+step_context(void *step)
+{
+	errcontext("step \"%s\"", ((StepDef *) step)->name);
+}
 
 static bool
 in_list(const char *const *list, const char *name, int length)
@@ -168,7 +172,8 @@ member_interval(Jsonb *object, const char *key, bool zero_allowed)
 	if (us < 0 || (us == 0 && !zero_allowed))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("\"%s\" must be a positive interval", key),
+				 errmsg(zero_allowed ? "\"%s\" must not be negative" :
+						"\"%s\" must be a positive interval", key),
 				 errdetail("It is \"%s\".", text)));
 	return interval;
 }
@@ -334,15 +339,15 @@ parse_retry(StepDef *step, Jsonb *object)
 	retry->max_delay = interval ? clock_interval_us(interval) : 300 * USECS_PER_SEC;
 	retry->backoff = member_number(object, "retry_backoff", 2);
 	if (!(retry->backoff >= 1 && retry->backoff <= 1000))
-		STEP_ERROR(step, ERRCODE_INVALID_PARAMETER_VALUE,
+		STEP_ERROR(ERRCODE_INVALID_PARAMETER_VALUE,
 				   "\"retry_backoff\" must be between 1 and 1000");
 
 	codes = member_strings(object, "retry_on", &present);
 	if (present && codes == NIL)
-		STEP_ERROR(step, ERRCODE_INVALID_PARAMETER_VALUE,
+		STEP_ERROR(ERRCODE_INVALID_PARAMETER_VALUE,
 				   "\"retry_on\" must not be empty");
 	if (present && retry->max_attempts == 1)
-		STEP_ERROR(step, ERRCODE_INVALID_PARAMETER_VALUE,
+		STEP_ERROR(ERRCODE_INVALID_PARAMETER_VALUE,
 				   "\"retry_on\" has no effect with \"max_attempts\" 1");
 	retry->nretry_on = list_length(codes);
 	retry->retry_on = palloc0(sizeof(char *) * (retry->nretry_on + 1));
@@ -354,7 +359,6 @@ parse_retry(StepDef *step, Jsonb *object)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("\"%s\" is not an SQLSTATE", code),
-					 errcontext("step \"%s\"", step->name),
 					 errhint("\"retry_on\" takes five-character codes, two-character classes, or '*'.")));
 		retry->retry_on[foreach_current_index(cell)] = code;
 	}
@@ -364,6 +368,7 @@ parse_retry(StepDef *step, Jsonb *object)
 static void
 parse_step(StepDef *step, Jsonb *object, bool resolve)
 {
+	ErrorContextCallback callback;
 	Interval   *interval;
 	char	   *text;
 
@@ -373,7 +378,11 @@ parse_step(StepDef *step, Jsonb *object, bool resolve)
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("a step must have a name")));
 	check_name("step name", step->name);
-	check_members(object, step_members, psprintf("step \"%s\"", step->name));
+	callback.callback = step_context;
+	callback.arg = step;
+	callback.previous = error_context_stack;
+	error_context_stack = &callback;
+	check_members(object, step_members, "a step");
 
 	text = member_text(object, "action");
 	if (text == NULL)
@@ -389,10 +398,10 @@ parse_step(StepDef *step, Jsonb *object, bool resolve)
 	step->pivot = member_bool(object, "pivot");
 	step->optional = member_bool(object, "optional");
 	if (step->pivot && step->optional)
-		STEP_ERROR(step, ERRCODE_INVALID_PARAMETER_VALUE,
+		STEP_ERROR(ERRCODE_INVALID_PARAMETER_VALUE,
 				   "a pivot cannot be optional");
 	if (step->pivot && step->compensation)
-		STEP_ERROR(step, ERRCODE_INVALID_PARAMETER_VALUE,
+		STEP_ERROR(ERRCODE_INVALID_PARAMETER_VALUE,
 				   "a pivot cannot have a compensation: once it is completed the saga only goes forward");
 
 	text = member_text(object, "trigger_rule");
@@ -410,7 +419,6 @@ parse_step(StepDef *step, Jsonb *object, bool resolve)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("unknown trigger rule \"%s\"", text),
-					 errcontext("step \"%s\"", step->name),
 					 errhint("Trigger rules are none_failed, all_success, all_done, one_success, one_failed and always.")));
 		step->rule = rule;
 	}
@@ -431,8 +439,9 @@ parse_step(StepDef *step, Jsonb *object, bool resolve)
 
 	if (member_number(object, "max_parallel", -1) != -1 ||
 		member_number(object, "max_failed_items", 0) != 0)
-		STEP_ERROR(step, ERRCODE_INVALID_PARAMETER_VALUE,
+		STEP_ERROR(ERRCODE_INVALID_PARAMETER_VALUE,
 				   "\"max_parallel\" and \"max_failed_items\" have no effect without \"for_each\"");
+	error_context_stack = callback.previous;
 }
 
 /* Ordinal of a step by name, -1 when there is none. */
@@ -510,14 +519,14 @@ link_steps(SagaDef *def, Jsonb **objects)
 			for (int j = 0; j < step->nafter; j++)
 			{
 				if (step->after[j] == entry->ordinal)
-					STEP_ERROR(step, ERRCODE_DUPLICATE_OBJECT,
-							   "\"after\" names step \"%s\" twice", name);
+					STEP_ERROR(ERRCODE_DUPLICATE_OBJECT,
+							   "\"after\" of step \"%s\" names step \"%s\" twice", step->name, name);
 			}
 			step->after[step->nafter++] = entry->ordinal;
 		}
 		if (step->rule != RULE_NONE_FAILED && step->nafter == 0)
-			STEP_ERROR(step, ERRCODE_INVALID_PARAMETER_VALUE,
-					   "\"trigger_rule\" has no effect on a step that comes after none");
+			STEP_ERROR(ERRCODE_INVALID_PARAMETER_VALUE,
+					   "\"trigger_rule\" has no effect on step \"%s\", which comes after none", step->name);
 		for (int j = 0; j < step->nafter; j++)
 			def->steps[step->after[j]].nbefore++;
 	}
@@ -624,8 +633,8 @@ check_graph(SagaDef *def)
 		if (step->pivot)
 			def->pivot = i;
 		if (step->past_pivot && step->compensation)
-			STEP_ERROR(step, ERRCODE_INVALID_PARAMETER_VALUE,
-					   "a step after the pivot cannot have a compensation: it would never run");
+			STEP_ERROR(ERRCODE_INVALID_PARAMETER_VALUE,
+					   "step \"%s\" after the pivot cannot have a compensation: it would never run", step->name);
 	}
 	pfree(waiting);
 	pfree(order);

@@ -67,6 +67,5 @@ extern int64 saga_definition_lookup(const char *name, int version);
 extern void saga_definition_check_execute(const SagaDef *def, Oid role);
 extern Oid	saga_function_usable(const char *qualified, Oid role);
 extern int	saga_step_ordinal(const SagaDef *def, const char *name);
-extern void saga_name_unknown(const char *name);
 
 #endif							/* COORD_SAGA_DEFINITION_H */

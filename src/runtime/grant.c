@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * grant.c
- *	  coord.grant_use() and coord.revoke_use(); errors of SQL functions.
+ *	  coord.grant_use() and coord.revoke_use().
  *
  *-------------------------------------------------------------------------
  */
@@ -19,10 +19,10 @@
 #include "base/identity.h"
 #include "base/installation.h"
 #include "base/query.h"
+#include "saga/saga.h"
 
 PG_FUNCTION_INFO_V1(coord_grant_use);
 PG_FUNCTION_INFO_V1(coord_revoke_use);
-PG_FUNCTION_INFO_V1(coord_internal_raise);
 
 static const char *const kinds[] = {
 	"saga", "queue", "subscription", "lock", "stream"
@@ -36,11 +36,8 @@ static const char *const kinds[] = {
 static Oid
 check_grant(FunctionCallInfo fcinfo, char **kind, char **name)
 {
-	static Statement saga_owner = {
-		"SELECT owner FROM coord_internal.saga_name WHERE name = $1", 1, {TEXTOID}
-	};
 	Oid			user = GetUserId();
-	Oid			owner = InvalidOid;
+	Oid			owner;
 	bool		known = false;
 
 	installation_check();
@@ -60,24 +57,9 @@ check_grant(FunctionCallInfo fcinfo, char **kind, char **name)
 				 errmsg("use of kind \"%s\" cannot be granted yet", *kind)));
 	check_name("name", *name);
 
-	{
-		QueryScope	scope;
-		Datum		value;
-
-		query_begin(&scope);
-		value = CStringGetTextDatum(*name);
-		if (query_run(&saga_owner, &value, NULL, 1) > 0)
-		{
-			bool		isnull;
-
-			owner = DatumGetObjectId(query_value(0, 1, &isnull));
-		}
-		query_end(&scope);
-	}
+	owner = saga_name_owner(*name);
 	if (!OidIsValid(owner) || !(is_member_of_role(user, owner) || identity_sees_all(user)))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("saga \"%s\" does not exist", *name)));
+		saga_name_unknown(*name);
 	return get_role_oid(NameStr(*PG_GETARG_NAME(2)), false);
 }
 
@@ -133,19 +115,4 @@ coord_revoke_use(PG_FUNCTION_ARGS)
 	changed = query_run(&delete, values, NULL, 0) > 0;
 	query_end(&scope);
 	PG_RETURN_BOOL(changed);
-}
-
-/* An error raised by a function in SQL: SQLSTATE, message, hint. */
-Datum
-coord_internal_raise(PG_FUNCTION_ARGS)
-{
-	char	   *code = check_text(fcinfo, 0, "code");
-	char	   *message = check_text(fcinfo, 1, "message");
-	char	   *hint = check_optional_text(fcinfo, 2);
-
-	ereport(ERROR,
-			(errcode(MAKE_SQLSTATE(code[0], code[1], code[2], code[3], code[4])),
-			 errmsg("%s", message),
-			 hint ? errhint("%s", hint) : 0));
-	PG_RETURN_NULL();
 }
