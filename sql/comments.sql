@@ -40,8 +40,9 @@ Errors: 22004 name is null, or an array contains null.
 Example: coord.step('charge', 'shop.charge', compensation => 'shop.refund', max_attempts => 5)$$;
 
 COMMENT ON FUNCTION coord.saga_define(text, jsonb[], interval, text, boolean) IS
-$$Defines a saga, or a new version of it, and makes that version the active one.
-The same content with the same search_path is the same version: defining it again changes nothing.
+$$Defines a saga, or a new version of it, which becomes the active one.
+The same content with the same search_path is the same version: defining it again changes nothing. If that version
+is not the active one, a NOTICE says so.
 Unfinished instances keep the version they were started with.
 name: required, 1 to 200 bytes. It belongs to the role that defines it first.
 steps: required, made by coord.step().
@@ -73,8 +74,9 @@ Example: SELECT coord.saga_activate('order', 1);$$;
 COMMENT ON FUNCTION coord.saga_drop(text) IS
 $$Drops a saga's name, all its versions and the grants of its use. Finished instances stay in the archive.
 name: required. For members of the name's owner and of coord_admin.
-Returns true; false when there is no such saga.
-Errors: 22004 null; 55006 it has unfinished instances; 42704 it belongs to another role.
+Waits for open transactions that have started sagas, and starts wait for it meanwhile: set a lock_timeout.
+Returns true; false when there is no such saga, or none that the caller may drop.
+Errors: 22004 null; 55006 it has unfinished instances.
 Example: SELECT coord.saga_drop('order');$$;
 
 -- ---------------------------------------------------------------------------
@@ -103,7 +105,7 @@ Example: SELECT coord.saga_start('order', '{"order_id": 42}', key => 'order-42')
 COMMENT ON PROCEDURE coord.saga_run(text, jsonb, text, bigint, text, jsonb) IS
 $$Starts a saga and runs it here and now, in the caller's session, until it is finished, suspended or paused.
 Commits as it goes. Should the session die, a worker goes on after half a minute.
-With a key that is taken it runs or waits for the saga that has it.
+With a key that is taken it runs the saga that has it, or waits for it when that is another role's.
 name: required. input: default {}. key: as in coord.saga_start().
 Returns id, status and, when it is finished, output: {step: result}.
 Errors: as coord.saga_start(); 25001 in a transaction block or function. A failed step is a status, not an error.
