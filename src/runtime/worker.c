@@ -47,6 +47,10 @@
 #define HOUSEKEEPING_US (60 * USECS_PER_SEC)
 #define MAX_STAGED 256
 
+/* Sagas worth a commit, and how long to wait for them under load. */
+#define ENOUGH_FOR_A_TURN 16
+#define GATHER_MS 1
+
 /* After a turn that could not be made. */
 #define FAILURE_DELAY_MS 1000
 
@@ -276,6 +280,24 @@ note_owner(Oid owner)
 	CommitTransactionCommand();
 }
 
+/*
+ * Under load, let a few more arrive before the next turn: a commit for each
+ * pair of sagas would cost more than all their steps.  Nothing that comes to an
+ * idle worker waits here.
+ */
+static void
+gather_more(int last_count)
+{
+	static uint32 wait_event = 0;
+
+	if (last_count >= ENOUGH_FOR_A_TURN || my_database->queued == 0 ||
+		my_database->queued >= ENOUGH_FOR_A_TURN)
+		return;
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					 GATHER_MS, coord_wait_event(&wait_event, "CoordWorkerGather"));
+	ResetLatch(MyLatch);
+}
+
 /* Claim and run a batch. */
 static void
 work(void)
@@ -307,6 +329,8 @@ work(void)
 	nstaged -= count - result.leftover;
 	pgstat_report_stat(false);
 	call_for_help(size);
+	if (nstaged == 0 && result.steps > 0)
+		gather_more(count);
 }
 
 /*

@@ -29,6 +29,9 @@
 /* A saga that runs longer than this in one transaction lets it end. */
 #define SAGA_BUDGET_US 20000
 
+/* A saga that this session cannot run is a worker's after this time. */
+#define ELSEWHERE_DELAY_US (1 * USECS_PER_SEC)
+
 /* The one writer of a saga's status. */
 void
 saga_set_status(Saga *saga, SagaEvent event)
@@ -436,6 +439,19 @@ run_call(Turn *turn, Saga *saga, int ordinal, Phase phase)
 		return;
 	}
 
+	if (call.outcome == CALL_ELSEWHERE)
+	{
+		ereport(WARNING,
+				(errmsg("saga " INT64_FORMAT " is left to a worker: %s",
+						saga->id, call.reason)));
+		saga->elsewhere = true;
+		if (!saga_is_suspect(saga->id))
+			state->attempt--;
+		if (phase == PHASE_ACTION)
+			push_ready(saga, ordinal);
+		return;
+	}
+
 	if (saga->started_at == 0)
 		saga->started_at = now;
 	if (state->started_at == 0)
@@ -478,6 +494,7 @@ run_call(Turn *turn, Saga *saga, int ordinal, Phase phase)
 			saga_suspend(saga, call.reason);
 			break;
 		case CALL_NOT_NOW:
+		case CALL_ELSEWHERE:
 			break;
 	}
 }
@@ -600,6 +617,12 @@ saga_advance(Turn *turn, Saga *saga)
 	{
 		if (saga->status != SAGA_RUNNING && saga->status != SAGA_COMPENSATING)
 			break;
+		if (saga->elsewhere)
+		{
+			saga->wake_at = clock_now() + ELSEWHERE_DELAY_US;
+			saga->dirty = true;
+			break;
+		}
 		if (!may_go_on(turn, saga))
 		{
 			saga->wake_at = Min(saga->wake_at, clock_now());

@@ -31,12 +31,15 @@
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "storage/lock.h"
 #include "storage/proc.h"
+#include "tcop/pquery.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/jsonpath.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/portal.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timeout.h"
@@ -46,6 +49,7 @@
 #include "base/compat.h"
 #include "base/debug_point.h"
 #include "base/json.h"
+#include "base/query.h"
 #include "saga/saga_instance.h"
 
 /* A step whose mean is over this runs alone. */
@@ -58,6 +62,9 @@
 #define MAX_SUBTRANSACTIONS 48
 #define MAX_OWN_SUBXIDS 32
 
+/* Two quoted identifiers, every byte doubled, and what is between. */
+#define FUNCTION_NAME_MAX (4 * NAMEDATALEN + 8)
+
 /* A function resolved in this transaction; the key is its name's address. */
 typedef struct FunctionEntry
 {
@@ -67,13 +74,44 @@ typedef struct FunctionEntry
 	FmgrInfo	function;
 } FunctionEntry;
 
-/* This process's memory of a phase of a step, made when first asked for. */
-static PhaseMemory *
+/* Memories by function; in TopMemoryContext, never emptied. */
+static HTAB *memories = NULL;
+
+typedef struct MemoryEntry
+{
+	char		function[FUNCTION_NAME_MAX];
+	CallMemory	memory;
+} MemoryEntry;
+
+/*
+ * This process's memory of the function of a call.  It is the function's and
+ * not the step's, since ten thousand steps may share one.
+ */
+static CallMemory *
 phase_memory(StepDef *step, Phase phase)
 {
-	if (step->memory == NULL)
-		step->memory = MemoryContextAllocZero(TopMemoryContext, sizeof(StepMemory));
-	return &step->memory->phase[phase];
+	if (step->memory[phase] == NULL)
+	{
+		MemoryEntry *entry;
+		bool		found;
+
+		if (memories == NULL)
+		{
+			HASHCTL		ctl = {0};
+
+			ctl.keysize = FUNCTION_NAME_MAX;
+			ctl.entrysize = sizeof(MemoryEntry);
+			ctl.hcxt = TopMemoryContext;
+			memories = hash_create("coord saga call memory", 64, &ctl,
+								   HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
+		}
+		entry = hash_search(memories, phase == PHASE_ACTION ? step->action :
+							step->compensation, HASH_ENTER, &found);
+		if (!found)
+			memset(&entry->memory, 0, sizeof(CallMemory));
+		step->memory[phase] = &entry->memory;
+	}
+	return step->memory[phase];
 }
 
 /* A bare call of this step failed: guard it. */
@@ -391,6 +429,96 @@ must_propagate(Turn *turn, const ErrorData *error, bool step_timed_out)
 	return saga_error_is_cancel(error) && !turn->worker && !step_timed_out;
 }
 
+/* ----------------------------------------------------------------
+ *		Another role's code in a caller's session
+ *
+ * It runs as a security-restricted operation.  What core's restriction leaves
+ * open is closed here.
+ * ----------------------------------------------------------------
+ */
+
+/* What the session had before the call. */
+typedef struct SessionState
+{
+	bool		watch;			/* a session, and code of another role */
+	int64		temp_objects;
+	int64		advisory_locks;
+} SessionState;
+
+static int64
+count_session_things(bool cursors, bool locks)
+{
+	static Statement open_cursors = {
+		"SELECT count(*) FROM pg_catalog.pg_cursors WHERE name <> $1",
+		1, {TEXTOID}
+	};
+	static Statement held_locks = {
+		"SELECT count(*) FROM pg_catalog.pg_locks WHERE pid = pg_backend_pid()"
+		" AND locktype = 'advisory'",
+		0, {0}
+	};
+	static Statement temp_objects = {
+		"SELECT count(*) FROM pg_catalog.pg_depend"
+		" WHERE refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass"
+		" AND refobjid = pg_catalog.pg_my_temp_schema()",
+		0, {0}
+	};
+	QueryScope	scope;
+	Datum		value;
+	int64		result;
+	bool		isnull;
+
+	query_begin(&scope);
+	value = CStringGetTextDatum(ActivePortal ? ActivePortal->name : "");
+	query_run(cursors ? &open_cursors : locks ? &held_locks : &temp_objects,
+			  &value, NULL, 0);
+	result = DatumGetInt64(query_value(0, 1, &isnull));
+	query_end(&scope);
+	return result;
+}
+
+/*
+ * Before the call.  False when it must not be made here: cursors of the caller
+ * are open, and whoever knows a cursor's name may fetch from it.
+ */
+static bool
+watch_session(Turn *turn, const Saga *saga, SessionState *state)
+{
+	state->watch = !turn->worker && saga->owner != turn->user.identity.user;
+	if (!state->watch)
+		return true;
+	state->temp_objects = count_session_things(false, false);
+	state->advisory_locks = count_session_things(false, true);
+	return count_session_things(true, false) == 0;
+}
+
+/* Within the call: what it left in the caller's temporary schema undoes it. */
+static void
+check_temp_objects(const SessionState *state)
+{
+	if (state->watch && count_session_things(false, false) > state->temp_objects)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("cannot leave a temporary object within security-restricted operation")));
+}
+
+/* After the call, however it ended. */
+static void
+release_session(const SessionState *state)
+{
+	if (state->watch && state->advisory_locks == 0)
+		LockReleaseSession(USER_LOCKMETHOD);
+}
+
+/* Did core refuse what the step may do in a worker? */
+static bool
+is_restriction(const SessionState *state, const ErrorData *error)
+{
+	return state->watch && error->sqlerrcode == ERRCODE_INSUFFICIENT_PRIVILEGE &&
+		error->message_id != NULL &&
+		strstr(error->message_id, "security-restricted operation") != NULL;
+}
+
 /*
  * The call in a subtransaction: an error is returned, not raised.
  */
@@ -402,13 +530,21 @@ invoke_guarded(Turn *turn, Saga *saga, int ordinal, Phase phase,
 	MemoryContext context = CurrentMemoryContext;
 	TimestampTz begin = GetCurrentTimestamp();
 	int			timeout_ms = saga->def->steps[ordinal].timeout_ms;
+	SessionState session;
 
+	if (!watch_session(turn, saga, &session))
+	{
+		call->outcome = CALL_ELSEWHERE;
+		call->reason = "the session has open cursors";
+		return;
+	}
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
 	turn->subtransactions++;
 	PG_TRY();
 	{
 		call->outcome = invoke_timed(turn, saga, ordinal, phase, entry, &call->result);
+		check_temp_objects(&session);
 		ReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;
@@ -422,11 +558,17 @@ invoke_guarded(Turn *turn, Saga *saga, int ordinal, Phase phase,
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;
 		call->outcome = CALL_FAILED;
+		if (is_restriction(&session, call->error))
+		{
+			call->outcome = CALL_ELSEWHERE;
+			call->reason = call->error->message;
+		}
 		if (must_propagate(turn, call->error, timeout_ms > 0 &&
 						   GetCurrentTimestamp() - begin >= timeout_ms * INT64CONST(1000)))
 			ReThrowError(call->error);
 	}
 	PG_END_TRY();
+	release_session(&session);
 }
 
 /* May the others in the same transaction have brought it about? */
@@ -454,7 +596,7 @@ report_call(Turn *turn, const Saga *saga, const StepDef *step, int ordinal, Phas
 
 /* Note how long it took; an average that forgets. */
 static void
-remember_call(PhaseMemory *memory, TimestampTz begin)
+remember_call(CallMemory *memory, TimestampTz begin)
 {
 	double		us = GetCurrentTimestamp() - begin;
 
@@ -477,7 +619,7 @@ void
 saga_call(Turn *turn, Saga *saga, int ordinal, Phase phase, CallResult *call)
 {
 	StepDef    *step = &saga->def->steps[ordinal];
-	PhaseMemory *memory = phase_memory(step, phase);
+	CallMemory *memory = phase_memory(step, phase);
 	const char *name = phase == PHASE_ACTION ? step->action : step->compensation;
 	bool		alone = memory->calls == 0 || memory->alone || memory->alone_next ||
 		memory->mean_us > SLOW_CALL_US || saga_is_suspect(saga->id);

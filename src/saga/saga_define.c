@@ -559,6 +559,12 @@ define(const char *name, Jsonb *document)
 				 errmsg("saga name \"%s\" belongs to another role", name),
 				 errhint("Choose another name, or let a member of its owner or of coord_admin define it.")));
 
+	if (!is_member_of_role_nosuper(user, owner))
+		ereport(WARNING,
+				(errmsg("saga name \"%s\" belongs to role \"%s\"", name,
+						GetUserNameFromId(owner, true)),
+				 errdetail("That role and its members can define further versions, which run as whoever starts them.")));
+
 	values[1] = JsonbPGetDatum(document);
 	values[2] = CStringGetTextDatum(search_path);
 	if (query_run(&same, values, NULL, 1) > 0)

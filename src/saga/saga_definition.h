@@ -44,8 +44,8 @@ typedef struct StepDef
 	int			timeout_ms;		/* 0: none */
 	RetryPolicy retry;
 
-	/* This process's experience with the step; see saga_turn.c. */
-	struct StepMemory *memory;
+	/* This process's experience with its functions; see saga_call.c. */
+	struct CallMemory *memory[2];
 } StepDef;
 
 typedef struct SagaDef

@@ -30,11 +30,11 @@ PG_FUNCTION_INFO_V1(coord_saga_wait);
 PG_FUNCTION_INFO_V1(coord_internal_check_visible);
 
 /*
- * The status of a saga that the current user may see, as of now; NULL when
- * there is none.
+ * The status, as of now, of a saga that the current user may see, and whether
+ * he may repair it; NULL when there is none.
  */
-char *
-saga_visible_status(int64 id)
+static char *
+read_status(int64 id, bool *may_repair)
 {
 	static Statement live = {
 		"SELECT s.status, s.owner, v.name FROM coord_internal.saga s"
@@ -69,6 +69,36 @@ saga_visible_status(int64 id)
 	query_end(&scope);
 	if (status == NULL || !identity_may_act(owner, "saga", name))
 		return NULL;
+	*may_repair = identity_may_act(owner, "saga", NULL);
+	return status;
+}
+
+/* The status of a saga that the current user may see; NULL: there is none. */
+char *
+saga_visible_status(int64 id)
+{
+	bool		may_repair;
+
+	return read_status(id, &may_repair);
+}
+
+/*
+ * The status of a saga that the current user may repair: members of its owner
+ * and coord_admin may, roles with coord.grant_use() only see and cancel it.
+ */
+char *
+saga_repairable_status(int64 id, const char *verb)
+{
+	bool		may_repair = false;
+	char	   *status = read_status(id, &may_repair);
+
+	if (status == NULL)
+		return saga_status_or_error(id);
+	if (!may_repair)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to %s saga " INT64_FORMAT, verb, id),
+				 errdetail("It is for members of its owner and of coord_admin; coord.grant_use() allows to see and to cancel it.")));
 	return status;
 }
 

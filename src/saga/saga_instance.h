@@ -25,20 +25,15 @@ typedef enum Phase
 	PHASE_COMPENSATION
 } Phase;
 
-/* What this process has seen of one phase of a step. */
-typedef struct PhaseMemory
+/* What this process has seen of one function. */
+typedef struct CallMemory
 {
 	uint32		calls;
 	double		mean_us;		/* moving average */
 	int			distrust;		/* > 0: run in a subtransaction */
 	bool		alone;			/* run in a transaction of its own */
 	bool		alone_next;		/* the same, once */
-} PhaseMemory;
-
-typedef struct StepMemory
-{
-	PhaseMemory phase[2];
-} StepMemory;
+} CallMemory;
 
 typedef struct StepState
 {
@@ -86,6 +81,7 @@ typedef struct Saga
 	bool		dirty;
 	bool		input_dirty;
 	bool		not_now;		/* its next call wants a fresh transaction */
+	bool		elsewhere;		/* its next call cannot be made here */
 	StepState  *steps;
 
 	/* Made by saga_prepare() for saga_advance(). */
@@ -174,6 +170,7 @@ typedef enum CallOutcome
 	CALL_SKIPPED,				/* the condition is false */
 	CALL_FAILED,
 	CALL_UNRUNNABLE,			/* no function, no privilege, no owner */
+	CALL_ELSEWHERE,				/* not in this session; a worker can */
 	CALL_NOT_NOW				/* end this transaction first */
 } CallOutcome;
 
@@ -232,5 +229,6 @@ extern int64 saga_start(const StartOptions *options, bool *existing);
 /* saga_find.c */
 extern char *saga_status_or_error(int64 id);
 extern char *saga_visible_status(int64 id);
+extern char *saga_repairable_status(int64 id, const char *verb);
 
 #endif							/* COORD_SAGA_INSTANCE_H */

@@ -393,7 +393,10 @@ verb(Request *request)
 	int			loaded;
 
 	installation_check();
-	status = saga_status_or_error(request->saga);
+	if (strcmp(request->verb, "cancel") == 0)
+		status = saga_status_or_error(request->saga);
+	else
+		status = saga_repairable_status(request->saga, request->verb);
 	if (request->step)
 		check_step(request->saga, request->step);
 	if (saga_status_is_final(machine_state(&saga_machine, status)))
