@@ -19,6 +19,25 @@ typedef struct JsonWriter
 	JsonbInState state;
 } JsonWriter;
 
+/*
+ * A member of an object to be written at once.  An object's parts are in
+ * jsonb's order of keys: length, then bytes.
+ */
+typedef struct JsonPart
+{
+	const char *key;
+	int			key_length;
+	bool		present;
+	JsonbValue	value;			/* a scalar, or jbvBinary */
+} JsonPart;
+
+extern Jsonb *json_from_parts(const JsonPart *parts, int count);
+extern int	json_compare_parts(const void *a, const void *b);
+extern void json_part_key(JsonPart *part, const char *key);
+extern void json_part_string(JsonPart *part, const char *key, const char *value);
+extern void json_part_integer(JsonPart *part, const char *key, int64 value);
+extern void json_part_jsonb(JsonPart *part, const char *key, Jsonb *value);
+
 extern void json_begin_object(JsonWriter *writer);
 extern void json_end_object(JsonWriter *writer);
 extern void json_begin_array(JsonWriter *writer);

@@ -49,6 +49,7 @@
 
 /* Sagas worth a commit, and how long to wait for them under load. */
 #define ENOUGH_FOR_A_TURN 16
+#define LOADED_COUNT 1.5
 #define GATHER_MS 1
 
 /* After a turn that could not be made. */
@@ -257,7 +258,7 @@ call_for_help(int turn_size)
 	for (int i = 0; i < COORD_MAX_WORKERS; i++)
 		workers += coord_shared->workers[i].state != WORKER_FREE &&
 			coord_shared->workers[i].database == MyDatabaseId;
-	if (my_database->queued > 4 * turn_size && workers < guc_max_workers &&
+	if (my_database->queued > Max(4 * turn_size, ENOUGH_FOR_A_TURN) && workers < guc_max_workers &&
 		my_database->wanted_workers <= workers)
 	{
 		my_database->wanted_workers = workers + 1;
@@ -282,16 +283,18 @@ note_owner(Oid owner)
 
 /*
  * Under load, let a few more arrive before the next turn: a commit for each
- * pair of sagas would cost more than all their steps.  Nothing that comes to an
- * idle worker waits here.
+ * pair of sagas would cost more than all their steps.  Load is when turns find
+ * more than one saga; a single client that starts one saga after the other
+ * never waits here.
  */
 static void
 gather_more(int last_count)
 {
 	static uint32 wait_event = 0;
+	static double usual_count = 1;
 
-	if (last_count >= ENOUGH_FOR_A_TURN || my_database->queued == 0 ||
-		my_database->queued >= ENOUGH_FOR_A_TURN)
+	usual_count += (last_count - usual_count) / 8;
+	if (usual_count < LOADED_COUNT || my_database->queued >= ENOUGH_FOR_A_TURN)
 		return;
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 					 GATHER_MS, coord_wait_event(&wait_event, "CoordWorkerGather"));

@@ -26,8 +26,12 @@
 #define DEFAULT_ATTEMPTS 3
 #define DEFAULT_COMPENSATION_ATTEMPTS 25
 
-/* A saga that runs longer than this in one transaction lets it end. */
+/*
+ * A saga that runs longer than this in one transaction lets it end; one of very
+ * many steps takes longer to load, and may go on for a multiple of that.
+ */
 #define SAGA_BUDGET_US 20000
+#define LOAD_MULTIPLE 10
 
 /* A saga that this session cannot run is a worker's after this time. */
 #define ELSEWHERE_DELAY_US (1 * USECS_PER_SEC)
@@ -170,6 +174,17 @@ saga_step_finished(Saga *saga, int ordinal)
 	}
 }
 
+/* Keep a step's result, also where the context document takes it from. */
+void
+saga_set_result(Saga *saga, int ordinal, Jsonb *result)
+{
+	StepDef    *step = &saga->def->steps[ordinal];
+
+	saga->steps[ordinal].result = result;
+	saga->steps[ordinal].has_result = true;
+	json_part_jsonb(&saga->results[step->rank], step->name, result);
+}
+
 /*
  * Derive what saga_advance() works with from the states as loaded: counts,
  * ready steps, the order of compensation.
@@ -179,14 +194,17 @@ saga_prepare(Saga *saga)
 {
 	SagaDef    *def = saga->def;
 
-	if (saga->ready == NULL)
-		saga->ready = palloc(sizeof(int) * def->nsteps);
+	saga->ready = palloc(sizeof(int) * def->nsteps);
+	saga->results = palloc(sizeof(JsonPart) * def->nsteps);
+	memcpy(saga->results, def->parts, sizeof(JsonPart) * def->nsteps);
 	saga->ready_head = saga->ready_count = 0;
 	saga->unfinished = 0;
 	saga->undo = NULL;
 
 	for (int i = 0; i < def->nsteps; i++)
 	{
+		if (saga->steps[i].has_result)
+			saga_set_result(saga, i, saga->steps[i].result);
 		if (!step_is_final(&saga->steps[i]))
 			saga->unfinished++;
 		saga->steps[i].blocked_by = 0;
@@ -470,8 +488,7 @@ run_call(Turn *turn, Saga *saga, int ordinal, Phase phase)
 			state->finished_at = clock_now();
 			if (phase == PHASE_ACTION)
 			{
-				state->result = call.result;
-				state->has_result = true;
+				saga_set_result(saga, ordinal, call.result);
 				state->sequence = saga->next_sequence++;
 				saga_set_step(saga, ordinal, STEP_EVENT_SUCCEED);
 				saga_step_finished(saga, ordinal);
@@ -510,7 +527,8 @@ may_go_on(Turn *turn, Saga *saga)
 	if (turn->slot && turn->slot->request_serial != turn->request_serial)
 		return false;			/* an operator waits */
 	return turn->calls == 0 ||
-		GetCurrentTimestamp() - turn->started < SAGA_BUDGET_US;
+		GetCurrentTimestamp() - turn->started <
+		Max(SAGA_BUDGET_US, LOAD_MULTIPLE * (turn->loaded - turn->started));
 }
 
 /* One step forward; false when nothing can be done now. */

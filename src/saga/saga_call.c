@@ -191,52 +191,29 @@ context_document(const Saga *saga, int ordinal, Phase phase)
 {
 	const StepDef *step = &saga->def->steps[ordinal];
 	const StepState *state = &saga->steps[ordinal];
-	JsonWriter	writer = {0};
+	JsonPart	parts[11];
+	int			n = 0;
 	char		idempotency_key[CHECK_NAME_MAX + 64];
 
 	snprintf(idempotency_key, sizeof(idempotency_key), INT64_FORMAT "/%s%s",
 			 saga->id, step->name, phase == PHASE_COMPENSATION ? "/compensation" : "");
 
-	/* In jsonb's own order (length, then bytes), so that nothing is sorted. */
-	json_begin_object(&writer);
-	json_key(&writer, "key");
-	json_string(&writer, saga->key);
-	json_key(&writer, "saga");
-	json_string(&writer, saga->def->name);
-	json_key(&writer, "step");
-	json_string(&writer, step->name);
+	/* In jsonb's order: length, then bytes. */
+	json_part_string(&parts[n++], "key", saga->key);
+	json_part_string(&parts[n++], "saga", saga->def->name);
+	json_part_string(&parts[n++], "step", step->name);
 	if (phase == PHASE_COMPENSATION)
-	{
-		json_key(&writer, "error");
-		json_string(&writer, saga->error);
-	}
-	json_key(&writer, "input");
-	json_value(&writer, saga->input);
+		json_part_string(&parts[n++], "error", saga->error);
+	json_part_jsonb(&parts[n++], "input", saga->input);
 	if (phase == PHASE_COMPENSATION)
-	{
-		json_key(&writer, "result");
-		json_value(&writer, state->result);
-	}
-	json_key(&writer, "attempt");
-	json_integer(&writer, state->attempt);
-	json_key(&writer, "results");
-	json_begin_object(&writer);
-	for (int i = 0; i < saga->def->nsteps; i++)
-	{
-		if (!saga->steps[i].has_result)
-			continue;
-		json_key(&writer, saga->def->steps[i].name);
-		json_value(&writer, saga->steps[i].result);
-	}
-	json_end_object(&writer);
-	json_key(&writer, "saga_id");
-	json_integer(&writer, saga->id);
-	json_key(&writer, "correlation_id");
-	json_string(&writer, saga->has_correlation ? saga->correlation_id : NULL);
-	json_key(&writer, "idempotency_key");
-	json_string(&writer, idempotency_key);
-	json_end_object(&writer);
-	return json_finish(&writer);
+		json_part_jsonb(&parts[n++], "result", state->result);
+	json_part_integer(&parts[n++], "attempt", state->attempt);
+	json_part_jsonb(&parts[n++], "results", json_from_parts(saga->results, saga->def->nsteps));
+	json_part_integer(&parts[n++], "saga_id", saga->id);
+	json_part_string(&parts[n++], "correlation_id",
+					 saga->has_correlation ? saga->correlation_id : NULL);
+	json_part_string(&parts[n++], "idempotency_key", idempotency_key);
+	return json_from_parts(parts, n);
 }
 
 /*

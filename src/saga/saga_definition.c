@@ -640,6 +640,31 @@ check_graph(SagaDef *def)
 	pfree(order);
 }
 
+/* Where each step's result goes in the context document. */
+static void
+rank_steps(SagaDef *def)
+{
+	struct
+	{
+		JsonPart	part;		/* first, for json_compare_parts() */
+		int			ordinal;
+	}		   *sorted = palloc0(sizeof(*sorted) * def->nsteps);
+
+	def->parts = palloc(sizeof(JsonPart) * def->nsteps);
+	for (int i = 0; i < def->nsteps; i++)
+	{
+		json_part_key(&sorted[i].part, def->steps[i].name);
+		sorted[i].ordinal = i;
+	}
+	qsort(sorted, def->nsteps, sizeof(*sorted), json_compare_parts);
+	for (int i = 0; i < def->nsteps; i++)
+	{
+		def->parts[i] = sorted[i].part;
+		def->steps[sorted[i].ordinal].rank = i;
+	}
+	pfree(sorted);
+}
+
 /*
  * Read a definition; everything is allocated in the current memory context.
  * With "resolve" functions are looked up and checked for the current user, and
@@ -691,6 +716,7 @@ saga_definition_parse(Jsonb *document, bool resolve)
 	}
 	link_steps(def, objects);
 	check_graph(def);
+	rank_steps(def);
 
 	def->deadline = member_interval(document, "deadline", false);
 	text = member_text(document, "on_exhausted");

@@ -13,6 +13,7 @@
 #include "utils/jsonpath.h"
 
 #include "base/check.h"
+#include "base/json.h"
 #include "base/retry.h"
 
 #define SAGA_NAME_MAX CHECK_NAME_MAX
@@ -44,6 +45,8 @@ typedef struct StepDef
 	int			timeout_ms;		/* 0: none */
 	RetryPolicy retry;
 
+	int			rank;			/* of its name in jsonb's order */
+
 	/* This process's experience with its functions; see saga_call.c. */
 	struct CallMemory *memory[2];
 } StepDef;
@@ -59,6 +62,7 @@ typedef struct SagaDef
 	int			nsteps;
 	StepDef    *steps;
 	int			pivot;			/* ordinal, -1: none */
+	JsonPart   *parts;			/* "results" with no result in it, by rank */
 } SagaDef;
 
 extern SagaDef *saga_definition_parse(Jsonb *document, bool resolve);

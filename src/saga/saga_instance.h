@@ -85,6 +85,7 @@ typedef struct Saga
 	StepState  *steps;
 
 	/* Made by saga_prepare() for saga_advance(). */
+	JsonPart   *results;		/* by rank */
 	int			unfinished;		/* steps not in a final state */
 	int		   *ready;			/* ordinals, a ring of nsteps */
 	int			ready_head;
@@ -120,6 +121,7 @@ typedef struct Turn
 	bool		guard_all;		/* every call in a subtransaction */
 	bool		worker;
 	TimestampTz started;		/* system clock, for the budget */
+	TimestampTz loaded;			/* the same, when the sagas were loaded */
 	uint32		request_serial;
 	DatabaseSlot *slot;
 
@@ -154,6 +156,7 @@ extern const char *saga_phase_name(int phase);
 
 /* saga_advance.c */
 extern void saga_prepare(Saga *saga);
+extern void saga_set_result(Saga *saga, int ordinal, Jsonb *result);
 extern void saga_advance(Turn *turn, Saga *saga);
 extern void saga_set_status(Saga *saga, SagaEvent event);
 extern void saga_set_step(Saga *saga, int ordinal, StepEvent event);

@@ -101,7 +101,7 @@ saga_turn_begin(Turn *turn, bool worker)
 											   ALLOCSET_DEFAULT_SIZES);
 	turn->worker = worker;
 	turn->guard_all = !worker;
-	turn->started = GetCurrentTimestamp();
+	turn->started = turn->loaded = GetCurrentTimestamp();
 	turn->slot = doorbell_database(MyDatabaseId, true);
 	if (turn->slot != NULL)
 		turn->request_serial = turn->slot->request_serial;
@@ -157,6 +157,7 @@ turn_transaction(Turn *turn, QueueEntry *entries, int count, SagaTurnResult *res
 	for (int i = 0; i < count; i++)
 		ids[i] = entries[i].id;
 	sagas = saga_load(turn, ids, count, clock_now(), &loaded);
+	turn->loaded = GetCurrentTimestamp();
 	saga_take_in_hand(turn, ids, count);
 	PopActiveSnapshot();
 	done = run_sagas(turn, sagas, loaded);

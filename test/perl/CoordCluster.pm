@@ -12,10 +12,11 @@ use Test::More;
 use Time::HiRes qw(sleep time);
 
 our @EXPORT = qw(new_cluster install_sagas session one error_of eventually wait_until
-  seconds configure log_size log_since WORKERS);
+  seconds configure log_size log_since wait_for_log_line WORKERS);
 
-# How long to wait for what has to happen before the test has failed.
-my $patience = 60;
+# How long to wait for what has to happen before the test has failed: less than the
+# safety scan, which hides that nobody rang.
+my $patience = 20;
 
 # Coord's workers in the database $1 of a session to any database.
 use constant WORKERS =>
@@ -160,6 +161,19 @@ sub log_since
 {
   my ($node, $position) = @_;
   return substr(slurp_file($node->logfile), $position);
+}
+
+# Does the log from $position on have a match before patience ends?
+sub wait_for_log_line
+{
+  my ($node, $pattern, $position) = @_;
+  my $end = time + $patience;
+  while (time < $end)
+  {
+    return 1 if log_since($node, $position) =~ $pattern;
+    sleep 0.05;
+  }
+  return 0;
 }
 
 1;
