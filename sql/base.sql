@@ -14,8 +14,10 @@ CREATE FUNCTION coord_internal.sees_all() RETURNS boolean
   AS 'MODULE_PATHNAME', 'coord_internal_sees_all' LANGUAGE C STABLE;
 CREATE FUNCTION coord_internal.engine_state() RETURNS text
   AS 'MODULE_PATHNAME', 'coord_internal_engine_state' LANGUAGE C;
-CREATE FUNCTION coord_internal.state_changed() RETURNS void
+CREATE FUNCTION coord_internal.state_changed() RETURNS trigger
   AS 'MODULE_PATHNAME', 'coord_internal_state_changed' LANGUAGE C;
+CREATE FUNCTION coord_internal.home() RETURNS bigint
+  AS 'MODULE_PATHNAME', 'coord_internal_home' LANGUAGE C;
 
 -- Which database this is; more than one row, or another's: it is a copy.
 CREATE TABLE coord_internal.identity (
@@ -32,6 +34,12 @@ CREATE TABLE coord_internal.engine_pause (
   paused_by name NOT NULL,
   reason text
 );
+
+-- COPY of a restore into either is noticed by a worker that is there already.
+CREATE TRIGGER state_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON coord_internal.identity
+  FOR EACH STATEMENT EXECUTE FUNCTION coord_internal.state_changed();
+CREATE TRIGGER state_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON coord_internal.engine_pause
+  FOR EACH STATEMENT EXECUTE FUNCTION coord_internal.state_changed();
 
 -- The name of each role that owns work, for copies where oids differ.
 CREATE TABLE coord_internal.principal (
@@ -59,8 +67,3 @@ CREATE FUNCTION coord.state_machine(name text,
     OUT from_state text, OUT event text, OUT to_state text, OUT why text)
   RETURNS SETOF record
   AS 'MODULE_PATHNAME', 'coord_state_machine' LANGUAGE C STABLE;
-
-COMMENT ON FUNCTION coord.state_machine(text) IS
-'The legal transitions of a state machine: state, event, next state, reason.
-name: saga or step. Errors: 42704 unknown machine, 22004 null.
-Example: SELECT * FROM coord.state_machine(''saga'');';

@@ -399,6 +399,11 @@ COMMENT ON SEQUENCE coord_internal.saga_version_id IS 'Ids of definitions, never
 COMMENT ON SEQUENCE coord_internal.saga_log_id IS 'Order of rows in the log.';
 COMMENT ON SEQUENCE coord_internal.saga_request_id IS 'Order of requests.';
 COMMENT ON VIEW coord_internal.granted_saga IS 'Names of sagas that the current user was granted the use of.';
+COMMENT ON VIEW coord_internal.live_saga IS 'Unfinished sagas that the current user may see.';
+COMMENT ON VIEW coord_internal.finished_saga IS 'Archived sagas that the current user may see.';
+COMMENT ON VIEW coord_internal.waiting_request IS 'Requests for sagas that the current user may see.';
+COMMENT ON VIEW coord_internal.stopped_saga IS 'Paused and suspended sagas that the current user may see, and what stops them.';
+COMMENT ON FUNCTION coord_internal.home() IS 'What unfinished work of this database bears, so that a copy of it is not run.';
 COMMENT ON COLUMN coord_internal.granted_saga.name IS 'The saga''s name.';
 
 COMMENT ON FUNCTION coord_internal.version_1_0() IS 'Its name is the version that the library looks for.';
@@ -406,7 +411,7 @@ COMMENT ON FUNCTION coord_internal.system_identifier() IS 'The cluster''s system
 COMMENT ON FUNCTION coord_internal.now() IS 'The time that coord decides by: coord.test_now, else the system''s.';
 COMMENT ON FUNCTION coord_internal.sees_all() IS 'Does the current user see every row of coord''s views?';
 COMMENT ON FUNCTION coord_internal.engine_state() IS 'running, paused, copy or disabled.';
-COMMENT ON FUNCTION coord_internal.state_changed() IS 'Makes every process read the engine''s state again after commit.';
+COMMENT ON FUNCTION coord_internal.state_changed() IS 'Trigger: makes every process read the engine''s state again after commit.';
 COMMENT ON FUNCTION coord_internal.ring() IS 'Makes somebody look at this database after commit.';
 COMMENT ON FUNCTION coord_internal.check_visible(bigint) IS 'The saga''s id if the current user may see it, else 42704.';
 COMMENT ON FUNCTION coord_internal.check_saga_name(text) IS 'The saga''s name if the current user may use it, else 42704.';
@@ -417,7 +422,7 @@ COMMENT ON FUNCTION coord_internal.role_name(oid) IS 'A role''s name, also one t
 COMMENT ON FUNCTION coord_internal.role_here(oid) IS 'The role that a stored oid means in this cluster; 0: none.';
 COMMENT ON FUNCTION coord_internal.is_foreign() IS 'Does coord_internal.identity name another cluster?';
 COMMENT ON FUNCTION coord_internal.adopt_identity() IS 'Takes a copy for what it now is; for coord.resume().';
-COMMENT ON FUNCTION coord_internal.picture_text(text) IS 'Text that cannot break out of a label of mermaid or dot.';
+COMMENT ON FUNCTION coord_internal.picture_text(text, text) IS 'Text that cannot break out of a label of mermaid or dot.';
 COMMENT ON FUNCTION coord_internal.picture(jsonb, jsonb, text) IS 'The graph of a definition, with the states of its steps.';
 COMMENT ON FUNCTION coord_internal.raise(text, text, text) IS 'Raises an error: SQLSTATE, message, hint.';
 COMMENT ON FUNCTION coord_internal.workers() IS 'The launcher and this database''s workers, from shared memory.';

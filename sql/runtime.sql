@@ -55,6 +55,7 @@ BEGIN ATOMIC
       AND oid IN (SELECT owner FROM coord_internal.saga UNION ALL SELECT owner FROM coord_internal.saga_name
                   UNION ALL SELECT definer FROM coord_internal.saga_version
                   UNION ALL SELECT role FROM coord_internal.use_grant);
+  UPDATE coord_internal.saga SET home = coord_internal.home() WHERE home <> coord_internal.home();
   WITH me AS (
     SELECT coord_internal.system_identifier() AS system_identifier,
            (SELECT oid FROM pg_database WHERE datname = current_database()) AS database
@@ -87,22 +88,36 @@ CREATE VIEW coord.workers WITH (security_barrier) AS
   LEFT JOIN coord_internal.saga_version v ON v.id = w.definition
   CROSS JOIN LATERAL (SELECT (SELECT coord_internal.sees_all()) OR pg_has_role(w.owner, 'MEMBER') AS it) AS seen;
 
+-- What stops a suspended saga: the step that failed for good, or that cannot be run.
+CREATE VIEW coord_internal.stopped_saga WITH (security_barrier) AS
+  SELECT s.id, s.name, s.status, s.backward, coalesce(t.finished_at, s.started_at, s.created_at) AS since,
+         v.definition #>> ARRAY['steps', t.ordinal::text, 'name'] AS step,
+         coalesce(t.error, s.error) AS error,
+         NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = s.owner) AS ownerless
+  FROM coord_internal.live_saga s
+  JOIN coord_internal.saga_version v ON (v.name, v.version) = (s.name, s.version)
+  LEFT JOIN LATERAL (
+    SELECT ordinal, error, finished_at FROM coord_internal.saga_step t
+    WHERE t.saga_id = s.id AND s.status = 'suspended' AND t.error IS NOT NULL
+      AND t.status = ANY (CASE WHEN s.backward THEN '{compensation_failed,compensating}'::text[]
+                          ELSE '{failed,ready}'::text[] END)
+    ORDER BY t.status IN ('failed', 'compensation_failed') DESC, t.ordinal DESC LIMIT 1) t ON true
+  WHERE s.status IN ('paused', 'suspended');
+
 CREATE VIEW coord.stuck WITH (security_barrier) AS
-  SELECT 'saga'::text AS kind, s.id::text AS id, s.name, coalesce(t.at, s.started_at, s.created_at) AS since,
+  SELECT 'saga'::text AS kind, s.id::text AS id, s.name, s.since,
          CASE WHEN s.status = 'paused' THEN 'an operator, who paused it'
-              WHEN t.step IS NULL THEN 'an operator: ' || coalesce(s.error, 'it cannot be run')
-              WHEN s.direction = 'backward' THEN format('an operator: the compensation of step "%s" failed: %s', t.step, t.error)
-              ELSE format('an operator: step "%s" failed: %s', t.step, t.error) END AS waits_for,
+              WHEN s.step IS NULL THEN 'an operator: ' || coalesce(s.error, 'it cannot be run')
+              ELSE format(CASE WHEN s.backward THEN 'an operator: the compensation of step "%s" failed: %s'
+                          ELSE 'an operator: step "%s" failed: %s' END, s.step, s.error) END AS waits_for,
          CASE WHEN s.status = 'paused' THEN 'Resume it.'
-              WHEN s.direction = 'backward' THEN 'Remove the cause and retry; or coord.saga_skip() the compensation when it was done by hand.'
+              WHEN s.ownerless THEN 'The role that started it was dropped, so nobody can run it: give it up, and start it anew as another role.'
+              WHEN s.backward THEN 'Remove the cause and retry; or coord.saga_skip() the compensation when it was done by hand.'
               ELSE 'Remove the cause and retry; or coord.saga_skip() the step, coord.saga_patch() the input; or give it up with coord.saga_cancel(), after the pivot with coord.saga_abandon().' END AS hint,
          CASE WHEN s.status = 'paused' THEN format('SELECT coord.saga_resume(%s)', s.id)
+              WHEN s.ownerless THEN format('SELECT coord.saga_abandon(%s)', s.id)
               ELSE format('SELECT coord.saga_retry(%s)', s.id) END AS repair
-  FROM coord.sagas s
-  LEFT JOIN LATERAL (SELECT step, error, finished_at AS at FROM coord.saga_steps t
-                     WHERE t.saga_id = s.id AND t.status IN ('failed', 'compensation_failed')
-                     ORDER BY t.status = 'compensation_failed' DESC, t.ordinal DESC LIMIT 1) t ON s.status = 'suspended'
-  WHERE s.finished_at IS NULL AND s.status IN ('paused', 'suspended')
+  FROM coord_internal.stopped_saga s
   UNION ALL
   SELECT 'saga', s.id::text, s.name, s.deadline_at,
          'its remaining steps: the deadline has passed, but so was the pivot',
@@ -116,15 +131,12 @@ CREATE VIEW coord.stuck WITH (security_barrier) AS
                 WHERE (d.name, d.version) = (s.name, s.version)
                   AND e ->> 'pivot' = 'true' AND t.status = 'completed')
   UNION ALL
-  SELECT 'request', r.saga_id::text, v.name, r.at,
+  SELECT 'request', r.saga_id::text, r.name, r.at,
          format('whoever has the saga in hand: "%s" was asked for by %s', r.verb, coord_internal.role_name(r.role)),
          'The running step is let finish first. coord.workers shows it.',
          format('SELECT coord.saga_cancel(%s, interrupt => true)', r.saga_id)
-  FROM coord_internal.saga_request r
-  JOIN coord_internal.saga s ON s.id = r.saga_id
-  JOIN coord_internal.saga_version v ON v.id = s.definition
+  FROM coord_internal.waiting_request r
   WHERE r.at < coord_internal.now() - '1 min'::interval
-    AND ((SELECT coord_internal.sees_all()) OR pg_has_role(s.owner, 'MEMBER'))
   UNION ALL
   SELECT 'engine', NULL, current_database(), p.paused_at,
          format('an operator: %s paused the engine%s', p.paused_by, coalesce(': ' || p.reason, '')),

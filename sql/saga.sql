@@ -29,6 +29,7 @@ CREATE SEQUENCE coord_internal.saga_id MAXVALUE 9007199254740991;
 CREATE TABLE coord_internal.saga (
   id bigint PRIMARY KEY DEFAULT nextval('coord_internal.saga_id'),
   definition bigint NOT NULL,
+  home bigint NOT NULL,
   owner oid NOT NULL,
   status text NOT NULL DEFAULT 'running' CONSTRAINT saga_status CHECK
     (status IN ('running', 'paused', 'suspended', 'compensating')),

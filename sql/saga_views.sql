@@ -12,38 +12,51 @@ CREATE VIEW coord_internal.granted_saga WITH (security_barrier) AS
   SELECT DISTINCT name FROM coord_internal.use_grant
   WHERE kind = 'saga' AND pg_has_role(role, 'MEMBER');
 
+-- Each arm of a UNION ALL is a view of its own: PostgreSQL flattens a simple
+-- UNION ALL whatever the barrier on the view around it, and would then let a
+-- cheap leaky condition of a query see rows before the privileges are checked.
+CREATE VIEW coord_internal.live_saga WITH (security_barrier) AS
+  SELECT s.id, v.name, v.version, s.status, s.backward, s.cause, s.key, s.input, s.error,
+         s.owner, s.priority, s.labels, s.correlation_id, s.created_at, s.started_at,
+         s.wake_at, s.deadline_at, s.has_steps, v.definition
+  FROM coord_internal.saga s JOIN coord_internal.saga_version v ON v.id = s.definition
+  WHERE (SELECT coord_internal.sees_all()) OR pg_has_role(s.owner, 'MEMBER')
+     OR v.name IN (SELECT name FROM coord_internal.granted_saga);
+
+CREATE VIEW coord_internal.finished_saga WITH (security_barrier) AS
+  SELECT a.* FROM coord_internal.saga_archive a
+  WHERE (SELECT coord_internal.sees_all()) OR pg_has_role(a.owner, 'MEMBER')
+     OR a.name IN (SELECT name FROM coord_internal.granted_saga);
+
+CREATE VIEW coord_internal.waiting_request WITH (security_barrier) AS
+  SELECT r.saga_id, s.name, r.verb, r.role, r.at
+  FROM coord_internal.saga_request r JOIN coord_internal.live_saga s ON s.id = r.saga_id;
+
 CREATE VIEW coord.sagas WITH (security_barrier) AS
-  SELECT s.id, v.name, v.version, s.status,
+  SELECT s.id, s.name, s.version, s.status,
          CASE WHEN s.backward THEN 'backward' ELSE 'forward' END AS direction,
          s.cause, s.key, s.input,
-         (SELECT coalesce(jsonb_object_agg(v.definition #>> ARRAY['steps', t.ordinal::text, 'name'], t.result), '{}')
+         (SELECT coalesce(jsonb_object_agg(s.definition #>> ARRAY['steps', t.ordinal::text, 'name'], t.result), '{}')
           FROM coord_internal.saga_step t WHERE t.saga_id = s.id AND t.has_result) AS output,
          s.error, coord_internal.role_name(s.owner) AS owner, s.priority, s.labels, s.correlation_id,
          s.created_at, s.started_at, NULL::timestamptz AS finished_at, s.wake_at, s.deadline_at
-  FROM coord_internal.saga s JOIN coord_internal.saga_version v ON v.id = s.definition
-  WHERE (SELECT coord_internal.sees_all()) OR pg_has_role(s.owner, 'MEMBER')
-     OR v.name IN (SELECT name FROM coord_internal.granted_saga)
+  FROM coord_internal.live_saga s
   UNION ALL
   SELECT a.id, a.name, a.version, a.status,
          CASE WHEN a.backward THEN 'backward' ELSE 'forward' END,
          a.cause, a.key, a.input, coord_internal.steps_output(a.steps),
          a.error, coord_internal.role_name(a.owner), a.priority, a.labels, a.correlation_id,
          a.created_at, a.started_at, a.finished_at, NULL, a.deadline_at
-  FROM coord_internal.saga_archive a
-  WHERE (SELECT coord_internal.sees_all()) OR pg_has_role(a.owner, 'MEMBER')
-     OR a.name IN (SELECT name FROM coord_internal.granted_saga);
+  FROM coord_internal.finished_saga a;
 
 CREATE VIEW coord.saga_steps WITH (security_barrier) AS
   SELECT s.id AS saga_id, (d.ordinal - 1)::int AS ordinal, d.step ->> 'name' AS step, NULL::int AS item,
          coalesce(t.phase, 'action') AS phase, coalesce(t.status, 'pending') AS status,
          coalesce(t.attempt, 0) AS attempt, t.result, t.error, t.sqlstate,
          t.error_detail, t.error_context, t.next_attempt_at, t.started_at, t.finished_at
-  FROM coord_internal.saga s
-  JOIN coord_internal.saga_version v ON v.id = s.definition
-  CROSS JOIN LATERAL jsonb_array_elements(v.definition -> 'steps') WITH ORDINALITY AS d (step, ordinal)
+  FROM coord_internal.live_saga s
+  CROSS JOIN LATERAL jsonb_array_elements(s.definition -> 'steps') WITH ORDINALITY AS d (step, ordinal)
   LEFT JOIN coord_internal.saga_step t ON t.saga_id = s.id AND t.ordinal = d.ordinal - 1
-  WHERE (SELECT coord_internal.sees_all()) OR pg_has_role(s.owner, 'MEMBER')
-     OR v.name IN (SELECT name FROM coord_internal.granted_saga)
   UNION ALL
   SELECT a.id, (d.ordinal - 1)::int, d.step ->> 'step', NULL,
          coalesce(d.step ->> 'phase', 'action'), d.step ->> 'status',
@@ -51,10 +64,8 @@ CREATE VIEW coord.saga_steps WITH (security_barrier) AS
          d.step ->> 'sqlstate', d.step ->> 'error_detail', d.step ->> 'error_context', NULL,
          coord_internal.step_time((d.step ->> 'started_at')::bigint),
          coord_internal.step_time((d.step ->> 'finished_at')::bigint)
-  FROM coord_internal.saga_archive a
-  CROSS JOIN LATERAL jsonb_array_elements(a.steps) WITH ORDINALITY AS d (step, ordinal)
-  WHERE (SELECT coord_internal.sees_all()) OR pg_has_role(a.owner, 'MEMBER')
-     OR a.name IN (SELECT name FROM coord_internal.granted_saga);
+  FROM coord_internal.finished_saga a
+  CROSS JOIN LATERAL jsonb_array_elements(a.steps) WITH ORDINALITY AS d (step, ordinal);
 
 CREATE VIEW coord.saga_definitions WITH (security_barrier) AS
   SELECT v.name, v.version, v.version = n.active_version AS active, v.definition,
@@ -83,10 +94,13 @@ CREATE FUNCTION coord.saga_output(id bigint) RETURNS jsonb
 -- Pictures
 -- ---------------------------------------------------------------------------
 
--- A node's name for mermaid and dot: quotes and markup must not break out.
-CREATE FUNCTION coord_internal.picture_text(t text) RETURNS text
+-- A text within quotes of mermaid or dot: quotes, markup and, in dot, backslashes
+-- must not break out.
+CREATE FUNCTION coord_internal.picture_text(t text, format text) RETURNS text
   LANGUAGE sql IMMUTABLE PARALLEL SAFE
-  RETURN replace(replace(replace(replace(replace(t, '&', '&amp;'), '"', '&quot;'), '<', '&lt;'), '>', '&gt;'), E'\n', ' ');
+  RETURN replace(replace(replace(replace(replace(
+           CASE format WHEN 'dot' THEN replace(t, E'\\', E'\\\\') ELSE t END,
+           '&', '&amp;'), '"', '&quot;'), '<', '&lt;'), '>', '&gt;'), E'\n', ' ');
 
 -- The graph of a definition; states may colour it.
 CREATE FUNCTION coord_internal.picture(definition jsonb, states jsonb, format text) RETURNS text
@@ -100,7 +114,7 @@ BEGIN ATOMIC
     FROM steps s CROSS JOIN LATERAL jsonb_array_elements_text(s.step -> 'after') AS a (name)
     JOIN steps b ON b.name = a.name
   ), labels AS (
-    SELECT n, step, state, coord_internal.picture_text(name)
+    SELECT n, step, state, coord_internal.picture_text(name, format)
         || CASE WHEN step ->> 'pivot' = 'true' THEN ' (pivot)' ELSE '' END
         || CASE WHEN step ->> 'optional' = 'true' THEN ' (optional)' ELSE '' END
         || coalesce(': ' || state, '') AS label
@@ -110,10 +124,10 @@ BEGIN ATOMIC
     WHEN 'mermaid' THEN concat_ws(E'\n', 'graph TD',
       (SELECT string_agg(format('  s%s["%s"]', n, label) || coalesce(':::' || state, ''), E'\n' ORDER BY n) FROM labels),
       (SELECT string_agg(format('  s%s -->%s s%s', from_n,
-                                coalesce('|"' || coord_internal.picture_text(condition) || '"|', ''), to_n),
+                                coalesce('|"' || coord_internal.picture_text(condition, format) || '"|', ''), to_n),
                          E'\n' ORDER BY to_n, from_n) FROM edges),
       (SELECT string_agg(format('  s%s -. undo .-> c%s["%s"]', n, n,
-                                coord_internal.picture_text(step ->> 'compensation')), E'\n' ORDER BY n)
+                                coord_internal.picture_text(step ->> 'compensation', format)), E'\n' ORDER BY n)
        FROM labels WHERE step ? 'compensation'),
       CASE WHEN states IS NOT NULL THEN concat_ws(E'\n',
         '  classDef completed fill:#b7e4c7', '  classDef failed fill:#ffadad',
@@ -124,10 +138,10 @@ BEGIN ATOMIC
     WHEN 'dot' THEN concat_ws(E'\n', 'digraph saga {',
       (SELECT string_agg(format('  s%s [shape=box, label="%s"];', n, label), E'\n' ORDER BY n) FROM labels),
       (SELECT string_agg(format('  s%s -> s%s%s;', from_n, to_n,
-                                coalesce(' [label="' || coord_internal.picture_text(condition) || '"]', '')),
+                                coalesce(' [label="' || coord_internal.picture_text(condition, format) || '"]', '')),
                          E'\n' ORDER BY to_n, from_n) FROM edges),
       (SELECT string_agg(format('  s%s -> c%s [style=dashed, label="undo"]; c%s [shape=box, style=dashed, label="%s"];',
-                                n, n, n, coord_internal.picture_text(step ->> 'compensation')), E'\n' ORDER BY n)
+                                n, n, n, coord_internal.picture_text(step ->> 'compensation', format)), E'\n' ORDER BY n)
        FROM labels WHERE step ? 'compensation'),
       '}')
     END;

@@ -167,6 +167,7 @@ doorbell_database(Oid database, bool create)
 	DatabaseSlot *free_slot = NULL;
 	DatabaseSlot *result = NULL;
 
+	doorbell_attach();
 	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < COORD_MAX_DATABASES && result == NULL; i++)
 	{
@@ -181,11 +182,12 @@ doorbell_database(Oid database, bool create)
 	{
 		result = free_slot;
 		result->database = database;
-		result->installed = result->probe = result->requests = false;
+		result->installed = result->probe = false;
 		result->scanning = false;
 		result->starved = 0;
 		result->more = result->halted = false;
 		result->scan = true;
+		result->requests = result->requests_left = true;
 		result->wanted_by = 0;
 		result->wanted_workers = 0;
 		result->failures = 0;
@@ -398,7 +400,7 @@ doorbell_ring_scan(Oid database)
 	if (slot == NULL)
 		return;
 	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
-	slot->scan = slot->requests = true;
+	slot->scan = slot->requests = slot->requests_left = true;
 	wake_locked(database, 1);
 	LWLockRelease(&coord_shared->lock);
 }
@@ -565,7 +567,7 @@ ring(void)
 			note_slot->halted = false;
 		if (note_request)
 		{
-			note_slot->requests = true;
+			note_slot->requests = note_slot->requests_left = true;
 			note_slot->request_serial++;
 		}
 		for (int i = 0; i < COORD_MAX_WORKERS && note_interrupt != 0; i++)

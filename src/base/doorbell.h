@@ -38,7 +38,8 @@ typedef struct DatabaseSlot
 	bool		installed;		/* a worker saw the extension there */
 	bool		probe;			/* a worker should look */
 	bool		scan;			/* the tables may hold due work not in queue */
-	bool		requests;		/* operators' requests may be waiting */
+	bool		requests;		/* new operators' requests are to be applied */
+	bool		requests_left;	/* the table of requests may not be empty */
 	bool		scanning;		/* a worker is filling the queue from the tables */
 	bool		more;			/* the reading stopped for want of room */
 	bool		halted;			/* paused or a copy: no worker until resumed */

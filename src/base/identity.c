@@ -175,11 +175,23 @@ identity_leave_call(int guc_level)
 	{
 		PortalHashTableDeleteAll();
 		AfterTriggerFireDeferred();
-		DropAllPreparedStatements();
 		ResetTempTableNamespace();
-		LockReleaseSession(USER_LOCKMETHOD);
+		identity_forget_session();
 	}
 	AtEOXact_GUC(false, guc_level);
+}
+
+/*
+ * In a worker, drop what neither belongs to the transaction nor is rolled back
+ * with it.  Also after a call that failed.  Raises nothing.
+ */
+void
+identity_forget_session(void)
+{
+	if (!session_is_worker)
+		return;
+	DropAllPreparedStatements();
+	LockReleaseSession(USER_LOCKMETHOD);
 }
 
 /*

@@ -32,6 +32,7 @@ extern void identity_enter_user(UserScope *scope, Oid role, const char *search_p
 extern void identity_leave_user(UserScope *scope);
 extern int	identity_enter_call(const char *correlation_id);
 extern void identity_leave_call(int guc_level);
+extern void identity_forget_session(void);
 extern void identity_session_is_worker(void);
 extern bool identity_is_worker(void);
 

@@ -12,7 +12,9 @@
  * the system identifier and database oid; the row is dumped with the data.  A
  * database made from a template has only the original's row, a restored one has
  * the original's beside its own: any row that is not about this database says
- * that it is a copy, which must not act until coord.resume().
+ * that it is a copy, which must not act until coord.resume().  Besides, each
+ * unfinished saga bears its home, and none is claimed anywhere else: a restore
+ * may load the sagas before it loads the identity.
  *
  *-------------------------------------------------------------------------
  */
@@ -50,6 +52,7 @@ static bool callback_registered = false;
 
 PG_FUNCTION_INFO_V1(coord_internal_system_identifier);
 PG_FUNCTION_INFO_V1(coord_internal_engine_state);
+PG_FUNCTION_INFO_V1(coord_internal_home);
 PG_FUNCTION_INFO_V1(coord_internal_state_changed);
 
 /* Is the extension installed in this database? */
@@ -86,8 +89,8 @@ installation_check(void)
 /*
  * Take part in what DROP EXTENSION excludes: every turn holds AccessShareLock
  * on the extension until its transaction ends, DROP EXTENSION takes
- * AccessExclusiveLock on it before it looks at a table, coord.drain() takes
- * ExclusiveLock.  One lock, taken first by all: no deadlock.  Returns false
+ * AccessExclusiveLock on it before it looks at a table, and so does
+ * coord.drain().  One lock, taken first by all: no deadlock.  Returns false
  * when the extension is gone.
  */
 bool
@@ -206,10 +209,30 @@ coord_internal_engine_state(PG_FUNCTION_ARGS)
 	PG_RETURN_TEXT_P(cstring_to_text(installation_state_text(installation_state())));
 }
 
-/* For the script's own statements that write identity or engine_pause. */
+/*
+ * Trigger on identity and engine_pause: a restore writes them with COPY, and a
+ * worker that is there already must notice.
+ */
 Datum
 coord_internal_state_changed(PG_FUNCTION_ARGS)
 {
 	installation_state_changed();
-	PG_RETURN_VOID();
+	PG_RETURN_NULL();
+}
+
+/*
+ * What says in each row of work that it is this database's own.  A copy of the
+ * row elsewhere says so by itself, in whatever order a restore loads tables.
+ */
+int64
+installation_home(void)
+{
+	return (int64) (GetSystemIdentifier() ^
+					(uint64) MyDatabaseId * UINT64CONST(0x9E3779B97F4A7C15));
+}
+
+Datum
+coord_internal_home(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(installation_home());
 }

@@ -25,6 +25,7 @@ extern bool installation_lock(LOCKMODE mode);
 extern bool installation_try_lock(LOCKMODE mode);
 extern EngineState installation_state(void);
 extern void installation_state_changed(void);
+extern int64 installation_home(void);
 extern const char *installation_state_text(EngineState state);
 
 #endif							/* COORD_INSTALLATION_H */

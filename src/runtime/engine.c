@@ -150,7 +150,7 @@ coord_drain(PG_FUNCTION_ARGS)
 	 */
 	for (;;)
 	{
-		drained = installation_try_lock(ExclusiveLock);
+		drained = installation_try_lock(AccessExclusiveLock);
 		if (drained || GetCurrentTimestamp() >= end)
 			break;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,

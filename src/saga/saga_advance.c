@@ -508,7 +508,8 @@ run_call(Turn *turn, Saga *saga, int ordinal, Phase phase)
 			state->attempt--;
 			if (phase == PHASE_ACTION)
 				saga_set_step(saga, ordinal, STEP_EVENT_RETRY);
-			saga_suspend(saga, call.reason);
+			state->error = call.reason;
+			saga_suspend(saga, saga->backward ? NULL : call.reason);
 			break;
 		case CALL_NOT_NOW:
 		case CALL_ELSEWHERE:

@@ -532,6 +532,7 @@ invoke_guarded(Turn *turn, Saga *saga, int ordinal, Phase phase,
 		call->error = CopyErrorData();
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
+		identity_forget_session();
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;
 		call->outcome = CALL_FAILED;

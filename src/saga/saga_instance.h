@@ -207,6 +207,7 @@ extern void saga_suspect_clear(int64 saga);
 
 /* saga_verbs.c */
 extern void saga_apply_requests_here(void);
+extern void saga_apply_requests_to(Turn *turn, Saga **sagas, int count);
 
 /* saga_archive.c */
 extern void saga_ensure_partitions(void);

@@ -177,6 +177,7 @@ coord_run_pending(PG_FUNCTION_ARGS)
 			if (loaded == 1)
 			{
 				saga_take_in_hand(&turn, &ids[i], 1);
+				saga_apply_requests_to(&turn, sagas, 1);
 				identity_note_principal(sagas[0]->owner);
 				saga_advance(&turn, sagas[0]);
 				saga_leave_user(&turn);
@@ -263,6 +264,7 @@ run_turn(int64 id)
 		return wake_at;
 	}
 	saga_take_in_hand(&turn, &id, 1);
+	saga_apply_requests_to(&turn, sagas, 1);
 	saga_advance(&turn, sagas[0]);
 	saga_leave_user(&turn);
 	if (sagas[0]->status == SAGA_RUNNING || sagas[0]->status == SAGA_COMPENSATING)

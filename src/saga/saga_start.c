@@ -187,11 +187,12 @@ saga_start(const StartOptions *options, bool *existing)
 {
 	static Statement insert = {
 		"INSERT INTO coord_internal.saga (id, definition, owner, key, input,"
-		" priority, labels, correlation_id, created_at, wake_at, deadline_at, start_at)"
+		" priority, labels, correlation_id, created_at, wake_at, deadline_at, start_at, home)"
 		" VALUES (coalesce($1, nextval('coord_internal.saga_id')), $2, $3, $4, $5,"
-		" $6, $7, $8, $9, $10, $11, $12) RETURNING id",
-		12, {INT8OID, INT8OID, OIDOID, TEXTOID, JSONBOID, INT4OID, JSONBOID,
-		UUIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID}
+		" $6, $7, $8, $9, $10, $11, $12, $13) RETURNING id",
+		13, {INT8OID, INT8OID, OIDOID, TEXTOID, JSONBOID, INT4OID, JSONBOID,
+		UUIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID,
+		INT8OID}
 	};
 	Oid			user = GetUserId();
 	TimestampTz now = clock_now();
@@ -200,8 +201,8 @@ saga_start(const StartOptions *options, bool *existing)
 	Interval   *deadline;
 	pg_uuid_t  *correlation_id = options->correlation_id;
 	QueryScope	scope;
-	Datum		values[12];
-	bool		nulls[12] = {false};
+	Datum		values[13];
+	bool		nulls[13] = {false};
 	SagaDef    *def;
 	int64		id = 0;
 	bool		isnull;
@@ -272,6 +273,7 @@ saga_start(const StartOptions *options, bool *existing)
 		values[10] = TimestampTzGetDatum(Max(begin, now) + clock_interval_us(deadline));
 	values[11] = TimestampTzGetDatum(begin);
 	nulls[11] = begin <= now;
+	values[12] = Int64GetDatum(installation_home());
 	query_run(&insert, values, nulls, 0);
 	id = DatumGetInt64(query_value(0, 1, &isnull));
 	query_end(&scope);

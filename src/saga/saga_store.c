@@ -25,6 +25,7 @@
 
 #include "base/clock.h"
 #include "base/debug_point.h"
+#include "base/installation.h"
 #include "base/json.h"
 #include "base/query.h"
 #include "saga/saga_instance.h"
@@ -286,8 +287,9 @@ saga_load(Turn *turn, const int64 *ids, int count, TimestampTz due, int *nloaded
 	" FROM coord_internal.saga WHERE id = ANY ($1)"
 	/* Not "wake_at <= $2", which could be planned through the other index. */
 	static Statement claim_due = {
-		CLAIM " AND coalesce(wake_at, 'infinity') <= $2 FOR UPDATE SKIP LOCKED",
-		2, {INT8ARRAYOID, TIMESTAMPTZOID}
+		CLAIM " AND coalesce(wake_at, 'infinity') <= $2 AND home = $3"
+		" FOR UPDATE SKIP LOCKED",
+		3, {INT8ARRAYOID, TIMESTAMPTZOID, INT8OID}
 	};
 	static Statement claim_any = {
 		CLAIM " FOR UPDATE SKIP LOCKED",
@@ -298,7 +300,7 @@ saga_load(Turn *turn, const int64 *ids, int count, TimestampTz due, int *nloaded
 	int64	   *definitions = palloc(sizeof(int64) * Max(count, 1));
 	Datum	   *elements = palloc(sizeof(Datum) * Max(count, 1));
 	QueryScope	scope;
-	Datum		values[2];
+	Datum		values[3];
 	uint64		rows;
 
 	for (int i = 0; i < count; i++)
@@ -306,6 +308,7 @@ saga_load(Turn *turn, const int64 *ids, int count, TimestampTz due, int *nloaded
 	values[0] = PointerGetDatum(construct_array(elements, count, INT8OID, 8, true,
 												TYPALIGN_DOUBLE));
 	values[1] = TimestampTzGetDatum(due);
+	values[2] = Int64GetDatum(installation_home());
 
 	query_begin(&scope);
 	rows = query_run(due != 0 ? &claim_due : &claim_any, values, NULL, 0);

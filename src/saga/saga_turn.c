@@ -116,6 +116,7 @@ run_sagas(Turn *turn, Saga **sagas, int count)
 {
 	int			done = 0;
 
+	saga_apply_requests_to(turn, sagas, count);
 	while (done < count && !turn->end)
 	{
 		CHECK_FOR_INTERRUPTS();
@@ -125,7 +126,7 @@ run_sagas(Turn *turn, Saga **sagas, int count)
 			break;
 	}
 	saga_leave_user(turn);
-	saga_flush(turn, sagas, done);
+	saga_flush(turn, sagas, count);
 	return done;
 }
 
@@ -241,6 +242,7 @@ saga_worker_turn(QueueEntry *entries, int count, SagaTurnResult *result)
 		saga_crash_leave();
 		(void) saga_crash_interrupted();
 		AbortCurrentTransaction();
+		identity_forget_session();
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);

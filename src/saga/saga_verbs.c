@@ -13,10 +13,13 @@
  * 2. Whoever advances the saga compares request_serial with what it was when
  *	  its transaction began, before each call and before it goes on after one;
  *	  a difference makes it commit, which frees the saga.
- * 3. A worker applies waiting requests before its next turn.  If the request
- *	  commits after the last comparison, the saga is freed by that commit anyway,
- *	  and the flag "requests", set together with the serial, is still there.
- * 4. The holder may be another operator's open transaction: its commit sets
+ * 3. Whoever claims sagas to advance them first applies the requests for them
+ *	  that are committed by then, as long as "requests_left" says that there may
+ *	  be some.  So it does not matter who it is that claims the saga next.
+ * 4. "requests_left" is set with the serial, and cleared only by who has seen the
+ *	  table empty under the serial that still is the current one.
+ * 5. The flag "requests" wakes a worker for sagas that nobody would claim soon.
+ *	  The holder may be another operator's open transaction: its commit sets
  *	  the flag as well.
  *
  * Privileges are checked when the verb is called; the audit row in the log
@@ -284,24 +287,12 @@ static const struct
 	{"abandon", do_abandon},
 };
 
-/*
- * Do what is asked, in memory, and write the audit row.  A refusal changes
- * nothing.
- */
+/* The audit row of a verb that was done or refused. */
 static void
-apply(Turn *turn, Saga *saga, const Request *request, Refusal *refusal)
+log_verb(Turn *turn, Saga *saga, const Request *request, const Refusal *refusal)
 {
-	bool		changed = false;
 	LogRow		row = {0};
 
-	refusal->code = 0;
-	for (int i = 0; i < lengthof(verbs); i++)
-	{
-		if (strcmp(verbs[i].name, request->verb) == 0)
-			changed = verbs[i].apply(saga, request, refusal);
-	}
-	if (!changed && refusal->code == 0)
-		return;
 	row.saga = saga->id;
 	row.owner = saga->owner;
 	row.at = clock_now();
@@ -312,6 +303,34 @@ apply(Turn *turn, Saga *saga, const Request *request, Refusal *refusal)
 	row.reason = request->reason;
 	row.error = refusal->code ? refusal->message : NULL;
 	saga_log(turn, &row);
+}
+
+static int
+compare_requests(const void *a, const void *b)
+{
+	int64		x = ((const Request *) a)->id;
+	int64		y = ((const Request *) b)->id;
+
+	return x < y ? -1 : x > y;
+}
+
+/*
+ * Do what is asked, in memory, and write the audit row.  A refusal changes
+ * nothing.
+ */
+static void
+apply(Turn *turn, Saga *saga, const Request *request, Refusal *refusal)
+{
+	bool		changed = false;
+
+	refusal->code = 0;
+	for (int i = 0; i < lengthof(verbs); i++)
+	{
+		if (strcmp(verbs[i].name, request->verb) == 0)
+			changed = verbs[i].apply(saga, request, refusal);
+	}
+	if (changed || refusal->code != 0)
+		log_verb(turn, saga, request, refusal);
 }
 
 /* Write the request down for whoever has the saga. */
@@ -435,6 +454,72 @@ verb(Request *request)
  * ----------------------------------------------------------------
  */
 
+/* Apply to one claimed saga what is waiting for it, oldest first. */
+static void
+apply_to_saga(Turn *turn, Saga *saga)
+{
+	static Statement take = {
+		"DELETE FROM coord_internal.saga_request WHERE saga_id = $1"
+		" RETURNING id, verb, step, argument, role, reason",
+		1, {INT8OID}
+	};
+	QueryScope	scope;
+	Datum		value = Int64GetDatum(saga->id);
+	MemoryContext old;
+	Request    *requests;
+	uint64		count;
+	bool		isnull;
+
+	query_begin(&scope);
+	count = query_run(&take, &value, NULL, 0);
+	requests = MemoryContextAllocZero(turn->context, sizeof(Request) * Max(count, 1));
+	for (uint64 i = 0; i < count; i++)
+	{
+		Request    *request = &requests[i];
+
+		request->id = DatumGetInt64(query_value(i, 1, &isnull));
+		request->saga = saga->id;
+		request->verb = query_text(turn->context, i, 2);
+		request->step = query_text(turn->context, i, 3);
+		request->argument = (Jsonb *) DatumGetPointer(query_copy(turn->context, i, 4, &isnull));
+		if (isnull)
+			request->argument = NULL;
+		request->role = DatumGetObjectId(query_value(i, 5, &isnull));
+		request->reason = query_text(turn->context, i, 6);
+	}
+	query_end(&scope);
+
+	old = MemoryContextSwitchTo(turn->context);
+	qsort(requests, count, sizeof(Request), compare_requests);
+	for (uint64 i = 0; i < count; i++)
+	{
+		Refusal		refusal;
+
+		if (saga_status_is_final(saga->status))
+		{
+			refuse(&refusal, "the saga is finished", NULL);
+			log_verb(turn, saga, &requests[i], &refusal);
+		}
+		else
+			apply(turn, saga, &requests[i], &refusal);
+	}
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Apply to claimed sagas what was asked for while somebody had them in hand;
+ * to be done before they are advanced.  Costs nothing while there are no
+ * requests in the database.
+ */
+void
+saga_apply_requests_to(Turn *turn, Saga **sagas, int count)
+{
+	if (turn->slot != NULL && !turn->slot->requests_left)
+		return;
+	for (int i = 0; i < count; i++)
+		apply_to_saga(turn, sagas[i]);
+}
+
 /*
  * Apply what is waiting for sagas that are free now.  Runs in the caller's
  * transaction.
@@ -447,17 +532,17 @@ apply_waiting(void)
 		" ORDER BY saga_id LIMIT $1",
 		1, {INT4OID}
 	};
-	static Statement read = {
-		"DELETE FROM coord_internal.saga_request WHERE saga_id = $1"
-		" RETURNING id, verb, step, argument, role, reason",
-		1, {INT8OID}
-	};
 	static Statement gone = {
-		"DELETE FROM coord_internal.saga_request r WHERE NOT EXISTS"
-		" (SELECT FROM coord_internal.saga s WHERE s.id = r.saga_id)",
-		0, {0}
+		"WITH gone AS (DELETE FROM coord_internal.saga_request r WHERE NOT EXISTS"
+		" (SELECT FROM coord_internal.saga s WHERE s.id = r.saga_id) RETURNING *)"
+		" INSERT INTO coord_internal.saga_log"
+		" (saga_id, owner, at, event, step, role, reason, error)"
+		" SELECT g.saga_id, coalesce(a.owner, g.role), $1, g.verb || '_refused', g.step,"
+		" coalesce(r.rolname, g.role::text), g.reason, 'the saga is finished'"
+		" FROM gone g LEFT JOIN coord_internal.saga_archive a ON a.id = g.saga_id"
+		" LEFT JOIN pg_catalog.pg_authid r ON r.oid = g.role",
+		1, {TIMESTAMPTZOID}
 	};
-	MemoryContext context = CurrentMemoryContext;
 	QueryScope	scope;
 	Datum		value = Int32GetDatum(REQUEST_BATCH);
 	int64		ids[REQUEST_BATCH];
@@ -467,63 +552,33 @@ apply_waiting(void)
 	int			loaded;
 	bool		isnull;
 
+	saga_turn_begin(&turn, identity_is_worker());
 	query_begin(&scope);
 	rows = query_run_latest(&list, &value, NULL, 0);
 	for (uint64 i = 0; i < rows; i++)
 		ids[i] = DatumGetInt64(query_value(i, 1, &isnull));
 	query_end(&scope);
 	if (rows == 0)
+	{
+		if (turn.slot != NULL)
+		{
+			LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
+			if (turn.slot->request_serial == turn.request_serial)
+				turn.slot->requests_left = false;
+			LWLockRelease(&coord_shared->lock);
+		}
 		return;
+	}
 
-	saga_turn_begin(&turn, identity_is_worker());
+	saga_ensure_partitions();
 	sagas = saga_load(&turn, ids, (int) rows, 0, &loaded);
 	for (int i = 0; i < loaded; i++)
-	{
-		Request    *requests;
-		uint64		count;
-
-		query_begin(&scope);
-		value = Int64GetDatum(sagas[i]->id);
-		count = query_run(&read, &value, NULL, 0);
-		requests = MemoryContextAllocZero(turn.context, sizeof(Request) * Max(count, 1));
-		for (uint64 j = 0; j < count; j++)
-		{
-			Request    *request = &requests[j];
-
-			request->id = DatumGetInt64(query_value(j, 1, &isnull));
-			request->saga = sagas[i]->id;
-			request->verb = query_text(turn.context, j, 2);
-			request->step = query_text(turn.context, j, 3);
-			request->argument = (Jsonb *) DatumGetPointer(query_copy(turn.context, j, 4, &isnull));
-			if (isnull)
-				request->argument = NULL;
-			request->role = DatumGetObjectId(query_value(j, 5, &isnull));
-			request->reason = query_text(turn.context, j, 6);
-		}
-		query_end(&scope);
-
-		/* The table's order is that of arrival; there are few. */
-		MemoryContextSwitchTo(turn.context);
-		for (uint64 done = 0; done < count; done++)
-		{
-			Request    *next = NULL;
-			Refusal		refusal;
-
-			for (uint64 j = 0; j < count; j++)
-			{
-				if (requests[j].id != 0 && (next == NULL || requests[j].id < next->id))
-					next = &requests[j];
-			}
-			if (!saga_status_is_final(sagas[i]->status))
-				apply(&turn, sagas[i], next, &refusal);
-			next->id = 0;
-		}
-		MemoryContextSwitchTo(context);
-	}
+		apply_to_saga(&turn, sagas[i]);
 	saga_flush(&turn, sagas, loaded);
 
 	query_begin(&scope);
-	query_run(&gone, NULL, NULL, 0);
+	value = TimestampTzGetDatum(clock_now());
+	query_run(&gone, &value, NULL, 0);
 	query_end(&scope);
 }
 
