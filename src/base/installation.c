@@ -217,7 +217,7 @@ Datum
 coord_internal_state_changed(PG_FUNCTION_ARGS)
 {
 	installation_state_changed();
-	PG_RETURN_NULL();
+	PG_RETURN_POINTER(NULL);
 }
 
 /*

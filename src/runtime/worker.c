@@ -271,16 +271,6 @@ call_for_help(int turn_size)
 		doorbell_wake_launcher();
 }
 
-/* The name of the role whose sagas are next is kept; see identity.c. */
-static void
-note_owner(Oid owner)
-{
-	StartTransactionCommand();
-	if (!identity_principal_is_noted(owner) && installation_lock(AccessShareLock))
-		identity_note_principal(owner);
-	CommitTransactionCommand();
-}
-
 /*
  * Under load, let a few more arrive before the next turn: a commit for each
  * pair of sagas would cost more than all their steps.  Load is when turns find
@@ -310,7 +300,6 @@ work(void)
 	int			size = Min(saga_turn_size(), MAX_STAGED);
 	int			count = gather_owner(size);
 
-	note_owner(staged[0].owner);
 	switch (saga_worker_turn(staged, count, &result))
 	{
 		case SAGA_TURN_DONE:

@@ -130,28 +130,50 @@ run_sagas(Turn *turn, Saga **sagas, int count)
 	return done;
 }
 
+/*
+ * Start a turn's transaction.  Unless it returns SAGA_TURN_DONE the engine may
+ * not act, and the transaction is over.
+ */
+static SagaTurnOutcome
+start_transaction(void)
+{
+	SagaTurnOutcome outcome = SAGA_TURN_DONE;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	if (!installation_lock(AccessShareLock))
+		outcome = SAGA_TURN_GONE;
+	else
+	{
+		installation_check();
+		if (installation_state() != ENGINE_RUNNING)
+			outcome = SAGA_TURN_HALTED;
+	}
+	if (outcome != SAGA_TURN_DONE)
+		CommitTransactionCommand();
+	return outcome;
+}
+
 /* The transaction of a turn; the caller catches its errors. */
 static SagaTurnOutcome
 turn_transaction(Turn *turn, QueueEntry *entries, int count, SagaTurnResult *result)
 {
 	int64	   *ids = palloc(sizeof(int64) * count);
 	Saga	  **sagas;
+	SagaTurnOutcome outcome;
 	int			loaded;
 	int			done;
 
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	if (!installation_lock(AccessShareLock))
+	outcome = start_transaction();
+	if (outcome == SAGA_TURN_DONE && !identity_principal_is_noted(entries[0].owner))
 	{
+		/* In a transaction of its own; see there. */
+		identity_note_principal(entries[0].owner);
 		CommitTransactionCommand();
-		return SAGA_TURN_GONE;
+		outcome = start_transaction();
 	}
-	installation_check();
-	if (installation_state() != ENGINE_RUNNING)
-	{
-		CommitTransactionCommand();
-		return SAGA_TURN_HALTED;
-	}
+	if (outcome != SAGA_TURN_DONE)
+		return outcome;
 	PushActiveSnapshot(GetTransactionSnapshot());
 	saga_ensure_partitions();
 	saga_turn_begin(turn, true);

@@ -138,7 +138,6 @@ foreach my $how ('idle', 'busy')
   my $time = seconds { is(error_of($dbh, 'DROP EXTENSION coord'), 'no error', 'DROP EXTENSION with open sagas') };
   cmp_ok($time, '<', $at_once, 'at once with an idle worker');
   is(one($dbh, q{SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'coord%'}), 0, 'nothing is left');
-  eventually('the worker goes', $admin, 0, q{SELECT count(*) } . WORKERS, 'kept');
 
   $dbh->do('DROP TABLE effect');
   $dbh->do("DROP FUNCTION $_(jsonb)") foreach qw(note undo gate nap fail);
@@ -203,6 +202,42 @@ foreach my $how ('idle', 'busy')
   }
   $_->disconnect foreach @dbh;
 }
+
+# A statement that is cancelled while it waits for a worker gives it back too.
+{
+  my $dbh = make_database('cancelled');
+  $dbh->do(q{SELECT coord.saga_start('napping')});
+  wait_until($admin, 1, q{SELECT count(*) } . WORKERS . q{ AND wait_event = 'PgSleep'}, 'cancelled');
+  my $pid = one($admin, q{SELECT pid } . WORKERS, 'cancelled');
+  kill STOP => $pid;
+  $admin->do(q{SET statement_timeout = '300 ms'});
+  like(error_of($admin, 'DROP DATABASE cancelled'), qr/^57014/, 'a cancelled DROP DATABASE');
+  $admin->do(q{RESET statement_timeout});
+  kill CONT => $pid;
+  eventually('the worker comes back after it', $admin, 1,
+    qq{SELECT count(*) } . WORKERS . qq{ AND wait_event = 'PgSleep' AND pid <> $pid}, 'cancelled');
+  like(one($dbh, q{SELECT coord.saga_cancel(max(id), interrupt => true) FROM coord.sagas WHERE name = 'napping'}),
+    qr/^(running|compensating|compensated)$/, 'its step is broken off');
+  eventually('and its saga ends', $dbh, 'compensated',
+    q{SELECT status FROM coord.sagas WHERE name = 'napping'});
+  $dbh->disconnect;
+}
+
+# Databases that come and go use nothing up: coord knows at most 128 at a time.
+foreach my $i (1 .. 135)
+{
+  $admin->do("CREATE DATABASE passing_$i STRATEGY file_copy");
+  $admin->do("DROP DATABASE passing_$i");
+}
+{
+  my $dbh = make_database('late');
+  my $id = one($dbh, q{SELECT coord.saga_start('quick')});
+  eventually('a database is served after many others came and went', $dbh, 'completed',
+    q{SELECT coord.saga_status(?)}, $id);
+  $dbh->disconnect;
+}
+unlike(slurp_file($node->logfile), qr/no background worker could be started/,
+  'and the server never ran out of workers');
 
 $admin->disconnect;
 $node->stop;
