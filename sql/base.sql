@@ -12,6 +12,8 @@ CREATE FUNCTION coord_internal.now() RETURNS timestamptz
   AS 'MODULE_PATHNAME', 'coord_internal_now' LANGUAGE C;
 CREATE FUNCTION coord_internal.sees_all() RETURNS boolean
   AS 'MODULE_PATHNAME', 'coord_internal_sees_all' LANGUAGE C STABLE;
+CREATE FUNCTION coord_internal.is_mine(role oid) RETURNS boolean
+  AS 'MODULE_PATHNAME', 'coord_internal_is_mine' LANGUAGE C STABLE;
 CREATE FUNCTION coord_internal.engine_state() RETURNS text
   AS 'MODULE_PATHNAME', 'coord_internal_engine_state' LANGUAGE C;
 CREATE FUNCTION coord_internal.state_changed() RETURNS trigger
@@ -54,9 +56,10 @@ CREATE TABLE coord_internal.use_grant (
   name text NOT NULL,
   role oid NOT NULL,
   granted_by oid NOT NULL,
-  granted_at timestamptz NOT NULL,
-  PRIMARY KEY (kind, name, role)
+  granted_at timestamptz NOT NULL
 );
+-- Not unique: coord.resume() renumbers roles in a copy, row by row.
+CREATE INDEX use_grant_name ON coord_internal.use_grant (kind, name, role);
 
 SELECT pg_catalog.pg_extension_config_dump('coord_internal.identity', '');
 SELECT pg_catalog.pg_extension_config_dump('coord_internal.engine_pause', '');

@@ -410,6 +410,7 @@ COMMENT ON FUNCTION coord_internal.version_1_0() IS 'Its name is the version tha
 COMMENT ON FUNCTION coord_internal.system_identifier() IS 'The cluster''s system identifier.';
 COMMENT ON FUNCTION coord_internal.now() IS 'The time that coord decides by: coord.test_now, else the system''s.';
 COMMENT ON FUNCTION coord_internal.sees_all() IS 'Does the current user see every row of coord''s views?';
+COMMENT ON FUNCTION coord_internal.is_mine(oid) IS 'Is the current user a member of the role that a stored oid means?';
 COMMENT ON FUNCTION coord_internal.engine_state() IS 'running, paused, copy or disabled.';
 COMMENT ON FUNCTION coord_internal.state_changed() IS 'Trigger: makes every process read the engine''s state again after commit.';
 COMMENT ON FUNCTION coord_internal.ring() IS 'Makes somebody look at this database after commit.';

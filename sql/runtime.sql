@@ -86,30 +86,32 @@ CREATE VIEW coord.workers WITH (security_barrier) AS
          w.since
   FROM coord_internal.workers() w
   LEFT JOIN coord_internal.saga_version v ON v.id = w.definition
-  CROSS JOIN LATERAL (SELECT (SELECT coord_internal.sees_all()) OR pg_has_role(w.owner, 'MEMBER') AS it) AS seen;
+  CROSS JOIN LATERAL (SELECT (SELECT coord_internal.sees_all()) OR coord_internal.is_mine(w.owner) AS it) AS seen;
 
 -- What stops a suspended saga: the step that failed for good, or that cannot be run.
 CREATE VIEW coord_internal.stopped_saga WITH (security_barrier) AS
   SELECT s.id, s.name, s.status, s.backward, coalesce(t.finished_at, s.started_at, s.created_at) AS since,
          v.definition #>> ARRAY['steps', t.ordinal::text, 'name'] AS step,
-         coalesce(t.error, s.error) AS error,
+         coalesce(t.error, s.error) AS error, t.gave_up,
          NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = s.owner) AS ownerless
   FROM coord_internal.live_saga s
   JOIN coord_internal.saga_version v ON (v.name, v.version) = (s.name, s.version)
   LEFT JOIN LATERAL (
-    SELECT ordinal, error, finished_at FROM coord_internal.saga_step t
+    SELECT ordinal, error, finished_at, status IN ('failed', 'compensation_failed') AS gave_up
+    FROM coord_internal.saga_step t
     WHERE t.saga_id = s.id AND s.status = 'suspended' AND t.error IS NOT NULL
       AND t.status = ANY (CASE WHEN s.backward THEN '{compensation_failed,compensating}'::text[]
                           ELSE '{failed,ready}'::text[] END)
-    ORDER BY t.status IN ('failed', 'compensation_failed') DESC, t.ordinal DESC LIMIT 1) t ON true
+    ORDER BY gave_up DESC, t.ordinal DESC LIMIT 1) t ON true
   WHERE s.status IN ('paused', 'suspended');
 
 CREATE VIEW coord.stuck WITH (security_barrier) AS
   SELECT 'saga'::text AS kind, s.id::text AS id, s.name, s.since,
          CASE WHEN s.status = 'paused' THEN 'an operator, who paused it'
               WHEN s.step IS NULL THEN 'an operator: ' || coalesce(s.error, 'it cannot be run')
-              ELSE format(CASE WHEN s.backward THEN 'an operator: the compensation of step "%s" failed: %s'
-                          ELSE 'an operator: step "%s" failed: %s' END, s.step, s.error) END AS waits_for,
+              ELSE format('an operator: %s "%s" %s: %s',
+                          CASE WHEN s.backward THEN 'the compensation of step' ELSE 'step' END, s.step,
+                          CASE WHEN s.gave_up THEN 'failed' ELSE 'cannot be run' END, s.error) END AS waits_for,
          CASE WHEN s.status = 'paused' THEN 'Resume it.'
               WHEN s.ownerless THEN 'The role that started it was dropped, so nobody can run it: give it up, and start it anew as another role.'
               WHEN s.backward THEN 'Remove the cause and retry; or coord.saga_skip() the compensation when it was done by hand.'
@@ -149,16 +151,18 @@ CREATE VIEW coord.stuck WITH (security_barrier) AS
   WHERE coord_internal.engine_state() = 'copy'
   UNION ALL
   SELECT 'engine', NULL, current_database(), NULL,
-         'an operator: coord.enabled is off', 'Nothing runs in this cluster until it is on.',
+         'a superuser: coord.enabled is off', 'Nothing runs in this cluster until it is on; SELECT pg_reload_conf() after the repair.',
          'ALTER SYSTEM SET coord.enabled = on'
   WHERE coord_internal.engine_state() = 'disabled'
   UNION ALL
   SELECT 'worker', NULL, current_database(), min(s.wake_at),
-         format('a worker: %s sagas are due and none runs here', count(*)),
-         'Add coord to shared_preload_libraries; raise max_worker_processes when the log says so; or drain with CALL coord.run_pending().',
+         format(CASE WHEN w.n = 0 THEN 'a worker: %s sagas are due and none runs here'
+                ELSE 'a worker: %s sagas are due for more than a minute and all workers are busy' END, count(*)),
+         CASE WHEN w.n = 0 THEN 'Add coord to shared_preload_libraries; raise max_worker_processes when the log says so; or drain with CALL coord.run_pending().'
+              ELSE 'coord.workers shows what they do; raise coord.max_workers if that is how it should be.' END,
          'SELECT coord.start_worker()'
   FROM coord_internal.saga s
+  CROSS JOIN (SELECT count(*) AS n FROM coord_internal.workers() WHERE backend_type = 'coord worker') w
   WHERE s.wake_at < coord_internal.now() - '1 min'::interval
     AND coord_internal.engine_state() = 'running'
-    AND NOT EXISTS (SELECT FROM coord_internal.workers() w WHERE w.backend_type = 'coord worker')
-  HAVING count(*) > 0;
+  GROUP BY w.n;

@@ -10,7 +10,7 @@ CREATE FUNCTION coord_internal.role_name(role oid) RETURNS name
 
 CREATE VIEW coord_internal.granted_saga WITH (security_barrier) AS
   SELECT DISTINCT name FROM coord_internal.use_grant
-  WHERE kind = 'saga' AND pg_has_role(role, 'MEMBER');
+  WHERE kind = 'saga' AND coord_internal.is_mine(role);
 
 -- Each arm of a UNION ALL is a view of its own: PostgreSQL flattens a simple
 -- UNION ALL whatever the barrier on the view around it, and would then let a
@@ -20,12 +20,12 @@ CREATE VIEW coord_internal.live_saga WITH (security_barrier) AS
          s.owner, s.priority, s.labels, s.correlation_id, s.created_at, s.started_at,
          s.wake_at, s.deadline_at, s.has_steps, v.definition
   FROM coord_internal.saga s JOIN coord_internal.saga_version v ON v.id = s.definition
-  WHERE (SELECT coord_internal.sees_all()) OR pg_has_role(s.owner, 'MEMBER')
+  WHERE (SELECT coord_internal.sees_all()) OR coord_internal.is_mine(s.owner)
      OR v.name IN (SELECT name FROM coord_internal.granted_saga);
 
 CREATE VIEW coord_internal.finished_saga WITH (security_barrier) AS
   SELECT a.* FROM coord_internal.saga_archive a
-  WHERE (SELECT coord_internal.sees_all()) OR pg_has_role(a.owner, 'MEMBER')
+  WHERE (SELECT coord_internal.sees_all()) OR coord_internal.is_mine(a.owner)
      OR a.name IN (SELECT name FROM coord_internal.granted_saga);
 
 CREATE VIEW coord_internal.waiting_request WITH (security_barrier) AS
@@ -72,14 +72,14 @@ CREATE VIEW coord.saga_definitions WITH (security_barrier) AS
          v.search_path, coord_internal.role_name(n.owner) AS owner,
          coord_internal.role_name(v.definer) AS definer, v.created_at
   FROM coord_internal.saga_version v JOIN coord_internal.saga_name n USING (name)
-  WHERE (SELECT coord_internal.sees_all()) OR pg_has_role(n.owner, 'MEMBER')
+  WHERE (SELECT coord_internal.sees_all()) OR coord_internal.is_mine(n.owner)
      OR v.name IN (SELECT name FROM coord_internal.granted_saga);
 
 CREATE VIEW coord.saga_log WITH (security_barrier) AS
   SELECT saga_id, at, event, step, phase, attempt, role, reason, error, sqlstate,
          error_detail, error_context, id
   FROM coord_internal.saga_log l
-  WHERE (SELECT coord_internal.sees_all()) OR pg_has_role(owner, 'MEMBER')
+  WHERE (SELECT coord_internal.sees_all()) OR coord_internal.is_mine(owner)
      OR EXISTS (SELECT FROM coord_internal.saga s JOIN coord_internal.saga_version v ON v.id = s.definition
                 WHERE s.id = l.saga_id AND v.name IN (SELECT name FROM coord_internal.granted_saga))
      OR EXISTS (SELECT FROM coord_internal.saga_archive a

@@ -192,6 +192,7 @@ doorbell_database(Oid database, bool create)
 		result->wanted_workers = 0;
 		result->failures = 0;
 		result->retry_at = result->next_wake = result->last_spawn = 0;
+		result->told_at = 0;
 		result->queued = 0;
 	}
 	LWLockRelease(&coord_shared->lock);
@@ -348,12 +349,13 @@ doorbell_lower_wake(DatabaseSlot *slot, TimestampTz wake_at)
 
 /*
  * Wake up to "count" sleeping workers of a database, and the launcher when it
- * has none at all.  The lock is held.
+ * has none at all.  Returns how many slept.  The lock is held.
  */
-static void
+static int
 wake_locked(Oid database, int count)
 {
 	bool		any = false;
+	int			woken = 0;
 
 	for (int i = 0; i < COORD_MAX_WORKERS; i++)
 	{
@@ -368,10 +370,12 @@ wake_locked(Oid database, int count)
 			worker->state = WORKER_RUNNING;
 			SetLatch(&ProcGlobal->allProcs[worker->procno].procLatch);
 			count--;
+			woken++;
 		}
 	}
 	if (!any && coord_shared->launcher_pid != 0)
 		SetLatch(&ProcGlobal->allProcs[coord_shared->launcher_procno].procLatch);
+	return woken;
 }
 
 void
@@ -581,8 +585,14 @@ ring(void)
 				kill(worker->pid, SIGINT);
 			}
 		}
-		if (pushed > 0 || look || sooner)
-			wake_locked(MyDatabaseId, 1);
+		if ((pushed > 0 || look || sooner) && wake_locked(MyDatabaseId, 1) == 0 &&
+			pushed > 0 && now - note_slot->told_at > COORD_STALL_US)
+		{
+			/* All busy: perhaps with something long.  The launcher will see. */
+			note_slot->told_at = now;
+			if (coord_shared->launcher_pid != 0)
+				SetLatch(&ProcGlobal->allProcs[coord_shared->launcher_procno].procLatch);
+		}
 	}
 	LWLockRelease(&coord_shared->lock);
 }

@@ -19,8 +19,12 @@
 
 #define COORD_MAX_DATABASES 128
 #define COORD_MAX_WORKERS 64
+#define COORD_MAX_SUSPECTS 64
 #define COORD_WAIT_BUCKETS 64
 #define COORD_QUEUE_SIZE 8192
+
+/* A call that takes longer than this is not waited for by what is due. */
+#define COORD_STALL_US 50000
 
 /* Something due: an instance to look at. */
 typedef struct QueueEntry
@@ -53,6 +57,7 @@ typedef struct DatabaseSlot
 	TimestampTz mark_at;		/* the tables were read up to here */
 	int64		mark_id;
 	TimestampTz last_spawn;
+	TimestampTz told_at;		/* the launcher, that nobody was idle */
 	dsa_pointer queue;			/* QueueEntry[COORD_QUEUE_SIZE], a heap */
 	uint32		queued;
 	uint32		sequence;
@@ -88,6 +93,16 @@ typedef struct WorkerSlot
 	volatile int64 interrupt;	/* the saga whose step is to be cancelled */
 } WorkerSlot;
 
+/* A saga that was in hand at a crash; see saga_crash.c. */
+typedef struct Suspect
+{
+	Oid			database;
+	int64		saga;
+	int			charged_ordinal;	/* the attempt at this call is committed */
+	int			charged_phase;
+	int			runner;			/* pid of who is advancing it */
+} Suspect;
+
 typedef struct CoordShared
 {
 	LWLock		lock;
@@ -98,6 +113,9 @@ typedef struct CoordShared
 	int			launcher_pid;
 	int			launcher_procno;
 	bool		rescan;			/* launcher: look at pg_database again */
+	bool		suspects_loaded;
+	int			nsuspects;
+	Suspect		suspects[COORD_MAX_SUSPECTS];
 	DatabaseSlot databases[COORD_MAX_DATABASES];
 	WorkerSlot	workers[COORD_MAX_WORKERS];
 	ConditionVariable waiters[COORD_WAIT_BUCKETS];

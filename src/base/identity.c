@@ -53,6 +53,7 @@
 #include "utils/syscache.h"
 
 #include "base/identity.h"
+#include "base/installation.h"
 #include "base/query.h"
 
 /* Set once by a worker when it starts: the session is coord's own. */
@@ -70,6 +71,7 @@ static bool principals_callback = false;
 /* The schema they were noted in: another one after DROP and CREATE EXTENSION. */
 static Oid	principals_namespace = InvalidOid;
 
+PG_FUNCTION_INFO_V1(coord_internal_is_mine);
 PG_FUNCTION_INFO_V1(coord_internal_role_name);
 PG_FUNCTION_INFO_V1(coord_internal_sees_all);
 
@@ -219,6 +221,23 @@ coord_internal_sees_all(PG_FUNCTION_ARGS)
 }
 
 /*
+ * Is the current user a member of the role that a table's oid means?  In a copy
+ * under another system identifier it means somebody else until coord.resume()
+ * has put that right, so nobody is.
+ */
+static bool
+is_mine(Oid owner)
+{
+	return is_member_of_role(GetUserId(), owner) && !installation_is_foreign();
+}
+
+Datum
+coord_internal_is_mine(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(!PG_ARGISNULL(0) && is_mine(PG_GETARG_OID(0)));
+}
+
+/*
  * May the current user act on something of "owner": as its member, as
  * coord_admin, or through coord.grant_use(kind, name)?  "name" may be NULL
  * where use cannot be granted.
@@ -236,9 +255,9 @@ identity_may_act(Oid owner, const char *kind, const char *name)
 	bool		found = false;
 	uint64		rows;
 
-	if (is_member_of_role(user, owner) || identity_sees_all(user))
+	if (is_mine(owner) || identity_sees_all(user))
 		return true;
-	if (name == NULL)
+	if (name == NULL || installation_is_foreign())
 		return false;
 
 	query_begin(&scope);

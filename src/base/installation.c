@@ -47,6 +47,7 @@
 /* What the tables said, until an invalidation of either says otherwise. */
 static bool state_valid = false;
 static EngineState state = ENGINE_RUNNING;
+static bool foreign = false;
 static Oid	pause_relid = InvalidOid;
 static bool callback_registered = false;
 
@@ -135,21 +136,17 @@ installation_state_changed(void)
 	state_valid = false;
 }
 
-/*
- * May the engine act here?  Reads the tables only after something changed.
- */
-EngineState
-installation_state(void)
+/* Read the tables, if something has changed since. */
+static void
+refresh_state(void)
 {
 	static Statement read = {
 		"SELECT EXISTS (SELECT FROM coord_internal.engine_pause),"
 		" EXISTS (SELECT FROM coord_internal.identity"
-		" WHERE (system_identifier, database) IS DISTINCT FROM ($1, $2))",
+		" WHERE (system_identifier, database) IS DISTINCT FROM ($1, $2)),"
+		" EXISTS (SELECT FROM coord_internal.identity WHERE system_identifier <> $1)",
 		2, {INT8OID, OIDOID}
 	};
-
-	if (!guc_enabled)
-		return ENGINE_DISABLED;
 
 	if (!callback_registered)
 	{
@@ -174,10 +171,30 @@ installation_state(void)
 		query_run_latest(&read, values, NULL, 0);
 		paused = DatumGetBool(query_value(0, 1, &isnull));
 		copy = DatumGetBool(query_value(0, 2, &isnull));
+		foreign = DatumGetBool(query_value(0, 3, &isnull));
 		query_end(&scope);
 		state = copy ? ENGINE_COPY : paused ? ENGINE_PAUSED : ENGINE_RUNNING;
 	}
+}
+
+/*
+ * May the engine act here?  Reads the tables only after something changed.
+ */
+EngineState
+installation_state(void)
+{
+	if (!guc_enabled)
+		return ENGINE_DISABLED;
+	refresh_state();
 	return state;
+}
+
+/* Is this a copy from another cluster, whose role oids mean nothing here? */
+bool
+installation_is_foreign(void)
+{
+	refresh_state();
+	return foreign;
 }
 
 const char *

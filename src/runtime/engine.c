@@ -176,6 +176,10 @@ coord_start_worker(PG_FUNCTION_ARGS)
 	bool		exhausted;
 
 	check_admin("coord.start_worker");
+	if (RecoveryInProgress())
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("cannot execute coord.start_worker() during recovery")));
 	installation_check();
 	doorbell_attach_queue();
 	slot = doorbell_database(MyDatabaseId, true);

@@ -69,7 +69,9 @@ coord_grant_use(PG_FUNCTION_ARGS)
 {
 	static Statement insert = {
 		"INSERT INTO coord_internal.use_grant (kind, name, role, granted_by, granted_at)"
-		" VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING",
+		" SELECT $1, $2, $3, $4, $5 WHERE NOT EXISTS"
+		" (SELECT FROM coord_internal.use_grant"
+		" WHERE kind = $1 AND name = $2 AND role = $3)",
 		5, {TEXTOID, TEXTOID, OIDOID, OIDOID, TIMESTAMPTZOID}
 	};
 	Oid			user = GetUserId();

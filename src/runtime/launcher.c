@@ -373,6 +373,26 @@ make_room(void)
 	LWLockRelease(&coord_shared->lock);
 }
 
+/*
+ * Is work waiting behind calls that take long in every worker of a database?
+ * The lock is held.
+ */
+static bool
+is_stalled(const DatabaseSlot *slot, TimestampTz now)
+{
+	for (int i = 0; i < COORD_MAX_WORKERS; i++)
+	{
+		WorkerSlot *worker = &coord_shared->workers[i];
+
+		if (worker->state == WORKER_FREE || worker->database != slot->database)
+			continue;
+		if (worker->state != WORKER_RUNNING || worker->current == 0 ||
+			now - worker->since < COORD_STALL_US)
+			return false;
+	}
+	return true;
+}
+
 /* Look at every database; returns when to look again, 0: when somebody rings. */
 static TimestampTz
 look(void)
@@ -402,6 +422,13 @@ look(void)
 			(slot->next_wake != 0 && slot->next_wake <= clock_now());
 		if (slot->wanted_workers > wanted)
 			wanted = slot->wanted_workers;
+		if (wanted > 0 && workers > 0 && wanted <= workers)
+		{
+			if (is_stalled(slot, now))
+				wanted = workers + 1;
+			else
+				again = now + COORD_STALL_US;
+		}
 		LWLockRelease(&coord_shared->lock);
 
 		if (workers == 0 && slot->next_wake != 0 && wanted == 0)

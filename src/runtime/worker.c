@@ -300,6 +300,15 @@ work(void)
 	int			size = Min(saga_turn_size(), MAX_STAGED);
 	int			count = gather_owner(size);
 
+	if (size == 1 && nstaged > 1)
+	{
+		/* What comes next may take long: nothing is held back behind it. */
+		if (doorbell_push(my_database, &staged[1], nstaged - 1) < nstaged - 1)
+			my_database->scan = true;
+		nstaged = 1;
+		doorbell_wake_workers(MyDatabaseId, 1);
+	}
+
 	switch (saga_worker_turn(staged, count, &result))
 	{
 		case SAGA_TURN_DONE:

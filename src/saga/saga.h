@@ -20,6 +20,7 @@ typedef struct SagaTurnResult
 	int			sagas;			/* instances claimed */
 	int			steps;			/* calls of user code */
 	int			leftover;		/* entries not got to, at the front of "entries" */
+	bool		fresh;			/* the first of them wants a turn of its own */
 } SagaTurnResult;
 
 typedef enum SagaTurnOutcome

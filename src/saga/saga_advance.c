@@ -33,6 +33,9 @@
 #define SAGA_BUDGET_US 20000
 #define LOAD_MULTIPLE 10
 
+/* A suspect waits this long when another one is being run. */
+#define SUSPECT_DELAY_US (100 * 1000)
+
 /* A saga that this session cannot run is a worker's after this time. */
 #define ELSEWHERE_DELAY_US (1 * USECS_PER_SEC)
 
@@ -477,7 +480,7 @@ run_call(Turn *turn, Saga *saga, int ordinal, Phase phase)
 	state->next_attempt_at = 0;
 	saga->dirty = true;
 	state->dirty = true;
-	saga_suspect_uncharge(saga->id);
+	saga_suspect_charge(saga->id, -1, phase);
 
 	if (phase == PHASE_ACTION)
 		saga_set_step(saga, ordinal, STEP_EVENT_START);
@@ -631,6 +634,12 @@ saga_advance(Turn *turn, Saga *saga)
 
 	if (saga->steps == NULL)
 		elog(ERROR, "saga " INT64_FORMAT " is not loaded", saga->id);
+	if (saga_is_suspect(saga->id) && !saga_suspect_acquire(saga->id))
+	{
+		saga->wake_at = clock_now() + SUSPECT_DELAY_US;
+		saga->dirty = true;
+		return;
+	}
 	saga_prepare(saga);
 	while (more)
 	{
@@ -650,6 +659,4 @@ saga_advance(Turn *turn, Saga *saga)
 		more = saga->backward ? advance_backward(turn, saga) :
 			advance_forward(turn, saga);
 	}
-	if (saga_status_is_final(saga->status))
-		saga_suspect_clear(saga->id);
 }

@@ -12,8 +12,9 @@
  * made again.
  *
  * A step that this process has never seen, that is slow, or that was running
- * when a server crashed has a transaction of its own, so that no neighbour
- * waits uncommitted behind it.  CALL_NOT_NOW asks for that.
+ * when a server crashed has a transaction of its own, in which only its saga is
+ * claimed, so that no neighbour waits uncommitted or locked behind it.
+ * CALL_NOT_NOW asks for that.
  *
  * Failures that may come from the neighbours in the same transaction (a
  * deadlock, a lock timeout, a serialization failure) are charged to a step only
@@ -609,7 +610,7 @@ saga_call(Turn *turn, Saga *saga, int ordinal, Phase phase, CallResult *call)
 	MemoryContext context;
 	TimestampTz begin;
 
-	if ((alone && !first && turn->worker) ||
+	if ((alone && turn->worker && (!first || turn->nloaded > 1)) ||
 		turn->subtransactions >= MAX_SUBTRANSACTIONS)
 	{
 		turn->end = true;

@@ -6,11 +6,17 @@
  * Before user code runs, the worker writes the saga's id into its place in a
  * small file that is mapped into memory.  No WAL, no fsync, one store; the page
  * cache keeps it through kill -9 of every process.  A worker that ends in any
- * orderly way clears its place.  So what is found in the place of a worker that
- * does not live was in hand at a crash: such a saga is a suspect, whose steps
- * run alone and with the attempt committed beforehand until it is finished.
+ * orderly way clears its place.  So what the file has when shared memory is new
+ * was in hand at a crash, or was a suspect then: such a saga is a suspect until
+ * it is finished.
  *
- * Losing the file loses caution, never work.
+ * A suspect's steps run alone, with the attempt committed beforehand, and never
+ * two suspects at a time in the cluster: of several that were in hand only one
+ * can be the culprit, and the others come through when it does not run.
+ *
+ * The list is in shared memory, and written through to the file, so that it
+ * does not matter which process meets a suspect.  Losing the file loses caution,
+ * never work.
  *
  *-------------------------------------------------------------------------
  */
@@ -23,139 +29,168 @@
 
 #include "miscadmin.h"
 #include "storage/fd.h"
+#include "storage/procarray.h"
 #include "utils/timestamp.h"
 
 #include "base/doorbell.h"
 #include "saga/saga_instance.h"
 
 #define CRASH_FILE "coord.inhand"
-#define MAX_SUSPECTS 16
 
-typedef struct CrashPlace
+typedef struct SagaName
 {
 	Oid			database;
-	volatile int64 current;
-	int64		suspects[MAX_SUSPECTS];
-} CrashPlace;
+	int64		saga;			/* 0: none */
+} SagaName;
 
-/* A suspect of this worker; "charged" says for which call, -1: none. */
-typedef struct Suspect
+typedef struct CrashFile
 {
-	int64		saga;
-	int			ordinal;
-	Phase		phase;
-} Suspect;
+	volatile SagaName in_hand[COORD_MAX_WORKERS];
+	SagaName	suspects[COORD_MAX_SUSPECTS];
+} CrashFile;
 
-/* The mapped file, one place per worker slot; NULL outside workers. */
-static CrashPlace *places = NULL;
-static CrashPlace *my_place = NULL;
+/* The mapped file; NULL until map_file(), and where it cannot be mapped. */
+static CrashFile *file = NULL;
+
+/* This worker's place; -1 in other processes. */
+static int	my_place = -1;
 static WorkerSlot *my_slot = NULL;
 
-static Suspect suspects[MAX_SUSPECTS];
-static int	nsuspects = 0;
-
+/* Map the file, making it when there is none.  Failure is a LOG message. */
 static void
-add_suspect(int64 saga)
+map_file(void)
 {
-	if (saga == 0 || nsuspects == MAX_SUSPECTS || saga_is_suspect(saga))
-		return;
-	my_place->suspects[nsuspects] = saga;
-	suspects[nsuspects].saga = saga;
-	suspects[nsuspects].ordinal = -1;
-	nsuspects++;
-}
-
-/*
- * Map the file and take over what dead workers of this database had in hand.
- * Called once by a worker that has the slot.  Failure to map is a LOG message:
- * the worker then works without caution.
- */
-void
-saga_crash_attach(int worker_slot)
-{
-	Size		size = sizeof(CrashPlace) * COORD_MAX_WORKERS;
+	static bool tried = false;
 	int			fd;
-	void	   *map;
+	void	   *map = MAP_FAILED;
 
-	my_slot = &coord_shared->workers[worker_slot];
-
+	if (tried)
+		return;
+	tried = true;
 	fd = BasicOpenFile(CRASH_FILE, O_RDWR | O_CREAT | PG_BINARY);
-	if (fd < 0 || ftruncate(fd, size) != 0)
-		map = MAP_FAILED;
-	else
-		map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (fd >= 0 && ftruncate(fd, sizeof(CrashFile)) == 0)
+		map = mmap(NULL, sizeof(CrashFile), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (map == MAP_FAILED)
 		ereport(LOG,
 				(errcode_for_file_access(),
 				 errmsg("could not map file \"%s\": %m", CRASH_FILE),
 				 errdetail("Steps that crash the server will not be recognized.")));
+	else
+		file = map;
 	if (fd >= 0)
 		close(fd);
-	if (map == MAP_FAILED)
+}
+
+/* Write the list through; the lock is held. */
+static void
+write_suspects(void)
+{
+	if (file == NULL)
 		return;
-
-	places = map;
-	my_place = &places[worker_slot];
-	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < COORD_MAX_WORKERS; i++)
+	for (int i = 0; i < COORD_MAX_SUSPECTS; i++)
 	{
-		CrashPlace	old = places[i];
+		bool		used = i < coord_shared->nsuspects;
 
-		if (old.database != MyDatabaseId ||
-			(i != worker_slot && coord_shared->workers[i].state != WORKER_FREE))
-			continue;
-		memset(&places[i], 0, sizeof(CrashPlace));
-		my_place->database = MyDatabaseId;
-		add_suspect(old.current);
-		for (int j = 0; j < MAX_SUSPECTS; j++)
-			add_suspect(old.suspects[j]);
+		file->suspects[i].database = used ? coord_shared->suspects[i].database : InvalidOid;
+		file->suspects[i].saga = used ? coord_shared->suspects[i].saga : 0;
 	}
-	memset(my_place, 0, sizeof(CrashPlace));
-	for (int i = 0; i < nsuspects; i++)
-		my_place->suspects[i] = suspects[i].saga;
-	my_place->database = MyDatabaseId;
+}
+
+/* The lock is held. */
+static Suspect *
+find_suspect(Oid database, int64 saga)
+{
+	for (int i = 0; i < coord_shared->nsuspects; i++)
+	{
+		Suspect    *suspect = &coord_shared->suspects[i];
+
+		if (suspect->saga == saga && suspect->database == database)
+			return suspect;
+	}
+	return NULL;
+}
+
+static void
+add_suspect(SagaName name)
+{
+	Suspect    *suspect;
+
+	if (name.saga == 0 || coord_shared->nsuspects == COORD_MAX_SUSPECTS ||
+		find_suspect(name.database, name.saga) != NULL)
+		return;
+	suspect = &coord_shared->suspects[coord_shared->nsuspects++];
+	suspect->database = name.database;
+	suspect->saga = name.saga;
+	suspect->charged_ordinal = -1;
+	suspect->runner = 0;
+}
+
+/*
+ * A worker takes its place.  The first one after shared memory was made reads
+ * what a crash left in the file.
+ */
+void
+saga_crash_attach(int worker_slot)
+{
+	my_slot = &coord_shared->workers[worker_slot];
+	my_place = worker_slot;
+	map_file();
+
+	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
+	if (!coord_shared->suspects_loaded)
+	{
+		coord_shared->suspects_loaded = true;
+		for (int i = 0; file != NULL && i < COORD_MAX_WORKERS; i++)
+		{
+			SagaName	name = {file->in_hand[i].database, file->in_hand[i].saga};
+
+			add_suspect(name);
+			file->in_hand[i].saga = 0;
+		}
+		for (int i = 0; file != NULL && i < COORD_MAX_SUSPECTS; i++)
+			add_suspect(file->suspects[i]);
+		write_suspects();
+	}
 	LWLockRelease(&coord_shared->lock);
+	saga_crash_leave();
 }
 
 /* An orderly end: nothing is in hand. */
 void
 saga_crash_detach(void)
 {
-	if (my_place != NULL)
-	{
-		my_place->current = 0;
-
-		/* Suspects not finished stay for the next worker. */
-		if (nsuspects == 0)
-			memset(my_place, 0, sizeof(CrashPlace));
-	}
+	saga_crash_leave();
+	saga_suspect_release();
 }
 
 /* User code of a saga is about to run. */
 void
 saga_crash_enter(int64 saga, int64 definition, int ordinal, Phase phase, Oid owner)
 {
-	if (my_place != NULL)
-		my_place->current = saga;
-	if (my_slot != NULL)
+	if (my_slot == NULL)
+		return;
+	if (file != NULL)
 	{
-		my_slot->definition = definition;
-		my_slot->ordinal = ordinal;
-		my_slot->phase = phase;
-		my_slot->owner = owner;
-		my_slot->since = GetCurrentTimestamp();
-		my_slot->current = saga;
+		file->in_hand[my_place].database = MyDatabaseId;
+		file->in_hand[my_place].saga = saga;
 	}
+	my_slot->definition = definition;
+	my_slot->ordinal = ordinal;
+	my_slot->phase = phase;
+	my_slot->owner = owner;
+	my_slot->since = GetCurrentTimestamp();
+	my_slot->current = saga;
 }
 
 /* User code has returned, or its transaction has been aborted. */
 void
 saga_crash_leave(void)
 {
-	if (my_place != NULL)
-		my_place->current = 0;
-	if (my_slot != NULL)
-		my_slot->current = 0;
+	if (my_slot == NULL)
+		return;
+	if (file != NULL)
+		file->in_hand[my_place].saga = 0;
+	my_slot->current = 0;
 }
 
 /*
@@ -170,61 +205,107 @@ saga_crash_interrupted(void)
 	return true;
 }
 
-static Suspect *
-find_suspect(int64 saga)
-{
-	for (int i = 0; i < nsuspects; i++)
-	{
-		if (suspects[i].saga == saga)
-			return &suspects[i];
-	}
-	return NULL;
-}
-
 bool
 saga_is_suspect(int64 saga)
 {
-	return nsuspects > 0 && find_suspect(saga) != NULL;
+	bool		result;
+
+	if (coord_shared->nsuspects == 0)
+		return false;
+	LWLockAcquire(&coord_shared->lock, LW_SHARED);
+	result = find_suspect(MyDatabaseId, saga) != NULL;
+	LWLockRelease(&coord_shared->lock);
+	return result;
+}
+
+/*
+ * May this process advance the suspect now?  Not while another process has one;
+ * until saga_suspect_release() it has this one.
+ */
+bool
+saga_suspect_acquire(int64 saga)
+{
+	Suspect    *mine;
+	bool		free = true;
+
+	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
+	mine = find_suspect(MyDatabaseId, saga);
+	for (int i = 0; i < coord_shared->nsuspects && mine != NULL; i++)
+	{
+		int			runner = coord_shared->suspects[i].runner;
+
+		if (runner != 0 && runner != MyProcPid && BackendPidGetProc(runner) != NULL)
+			free = false;
+	}
+	if (mine != NULL && free)
+		mine->runner = MyProcPid;
+	LWLockRelease(&coord_shared->lock);
+	return free;
+}
+
+/* The transaction in which suspects were advanced is over. */
+void
+saga_suspect_release(void)
+{
+	if (coord_shared == NULL || coord_shared->nsuspects == 0)
+		return;
+	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < coord_shared->nsuspects; i++)
+	{
+		if (coord_shared->suspects[i].runner == MyProcPid)
+			coord_shared->suspects[i].runner = 0;
+	}
+	LWLockRelease(&coord_shared->lock);
 }
 
 /* Has the attempt at this call of a suspect been committed? */
 bool
 saga_suspect_charged(int64 saga, int ordinal, Phase phase)
 {
-	Suspect    *suspect = find_suspect(saga);
+	Suspect    *suspect;
+	bool		result;
 
-	return suspect != NULL && suspect->ordinal == ordinal && suspect->phase == phase;
+	LWLockAcquire(&coord_shared->lock, LW_SHARED);
+	suspect = find_suspect(MyDatabaseId, saga);
+	result = suspect == NULL ||
+		(suspect->charged_ordinal == ordinal && suspect->charged_phase == phase);
+	LWLockRelease(&coord_shared->lock);
+	return result;
 }
 
+/* It will have been, when this transaction commits; -1: the call was made. */
 void
 saga_suspect_charge(int64 saga, int ordinal, Phase phase)
 {
-	Suspect    *suspect = find_suspect(saga);
+	Suspect    *suspect;
 
-	suspect->ordinal = ordinal;
-	suspect->phase = phase;
-}
-
-/* The call was made; the next one is charged anew. */
-void
-saga_suspect_uncharge(int64 saga)
-{
-	Suspect    *suspect = find_suspect(saga);
-
+	if (coord_shared->nsuspects == 0)
+		return;
+	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
+	suspect = find_suspect(MyDatabaseId, saga);
 	if (suspect != NULL)
-		suspect->ordinal = -1;
+	{
+		suspect->charged_ordinal = ordinal;
+		suspect->charged_phase = phase;
+	}
+	LWLockRelease(&coord_shared->lock);
 }
 
 /* It is finished: nothing to suspect any more. */
 void
 saga_suspect_clear(int64 saga)
 {
-	Suspect    *suspect = find_suspect(saga);
+	Suspect    *suspect;
 
-	if (suspect == NULL)
+	if (coord_shared == NULL || coord_shared->nsuspects == 0)
 		return;
-	*suspect = suspects[--nsuspects];
-	memset(my_place->suspects, 0, sizeof(my_place->suspects));
-	for (int i = 0; i < nsuspects; i++)
-		my_place->suspects[i] = suspects[i].saga;
+	map_file();
+	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
+	suspect = find_suspect(MyDatabaseId, saga);
+	if (suspect != NULL)
+	{
+		*suspect = coord_shared->suspects[--coord_shared->nsuspects];
+		write_suspects();
+	}
+	LWLockRelease(&coord_shared->lock);
 }

@@ -134,6 +134,7 @@ typedef struct Turn
 	/* Functions resolved in this transaction, by address of the name. */
 	struct HTAB *functions;
 
+	int			nloaded;		/* sagas claimed */
 	int			calls;
 	int			subtransactions;
 	bool		end;			/* commit before another call */
@@ -200,9 +201,10 @@ extern void saga_crash_enter(int64 saga, int64 definition, int ordinal, Phase ph
 extern bool saga_crash_interrupted(void);
 extern void saga_crash_leave(void);
 extern bool saga_is_suspect(int64 saga);
+extern bool saga_suspect_acquire(int64 saga);
+extern void saga_suspect_release(void);
 extern bool saga_suspect_charged(int64 saga, int ordinal, Phase phase);
 extern void saga_suspect_charge(int64 saga, int ordinal, Phase phase);
-extern void saga_suspect_uncharge(int64 saga);
 extern void saga_suspect_clear(int64 saga);
 
 /* saga_verbs.c */

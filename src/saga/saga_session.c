@@ -56,6 +56,7 @@ commit(void)
 		elog(ERROR, "SPI_connect failed");
 	SPI_commit();
 	SPI_finish();
+	saga_suspect_release();
 	EnsurePortalSnapshotExists();
 }
 
@@ -102,6 +103,7 @@ fetch_due(int64 *ids)
 {
 	static Statement fetch = {
 		"SELECT id, owner FROM coord_internal.saga WHERE wake_at <= $1"
+		" AND (SELECT coord_internal.home()) = home"
 		" AND pg_has_role($2, owner, 'MEMBER')"
 		" ORDER BY priority DESC, wake_at, id LIMIT $3",
 		3, {TIMESTAMPTZOID, OIDOID, INT4OID}

@@ -475,7 +475,10 @@ write_finished(Saga **sagas, int count)
 	}
 	query_end(&scope);
 	for (int i = 0; i < count; i++)
+	{
 		doorbell_finished_at_commit(sagas[i]->id);
+		saga_suspect_clear(sagas[i]->id);
+	}
 }
 
 /* Write the steps of unfinished sagas that something happened to. */

@@ -181,6 +181,7 @@ turn_transaction(Turn *turn, QueueEntry *entries, int count, SagaTurnResult *res
 		ids[i] = entries[i].id;
 	sagas = saga_load(turn, ids, count, clock_now(), &loaded);
 	turn->loaded = GetCurrentTimestamp();
+	turn->nloaded = loaded;
 	saga_take_in_hand(turn, ids, count);
 	PopActiveSnapshot();
 	done = run_sagas(turn, sagas, loaded);
@@ -192,6 +193,7 @@ turn_transaction(Turn *turn, QueueEntry *entries, int count, SagaTurnResult *res
 		/* Not got to, or asked for a fresh transaction. */
 		if (i < done && !sagas[i]->not_now)
 			continue;
+		result->fresh = result->fresh || sagas[i]->not_now;
 		entries[result->leftover].id = sagas[i]->id;
 		entries[result->leftover].priority = sagas[i]->priority;
 		entries[result->leftover].owner = sagas[i]->owner;
@@ -199,8 +201,11 @@ turn_transaction(Turn *turn, QueueEntry *entries, int count, SagaTurnResult *res
 	}
 	result->steps = turn->calls;
 	CommitTransactionCommand();
+	saga_suspect_release();
 
-	if (result->leftover > 0)
+	if (result->fresh)
+		batch_size = 1;
+	else if (result->leftover > 0)
 		batch_size = Max(1, done);
 	else if (count >= batch_size)
 		batch_size = Min(MAX_BATCH, batch_size * 2);
@@ -262,6 +267,7 @@ saga_worker_turn(QueueEntry *entries, int count, SagaTurnResult *result)
 		else if (count > 1)
 			singly = count;
 		saga_crash_leave();
+		saga_suspect_release();
 		(void) saga_crash_interrupted();
 		AbortCurrentTransaction();
 		identity_forget_session();

@@ -180,10 +180,32 @@ $node->command_ok([ 'pg_dump', '-Fc', '-f', $dump, $node->connstr('app') ], 'pg_
 {
   $admin->do('CREATE DATABASE slowly');
   my @restore = ('pg_restore', '--exit-on-error', '-d', $node->connstr('slowly'));
-  $node->command_ok([ @restore, '--section=pre-data', $dump ], 'pg_restore of the schema');
+  my ($schema) = run_command([ 'pg_restore', '-l', '--section=pre-data', $dump ]);
+  append_to_file("$dump.extension", join '', map { "$_\n" } grep { /EXTENSION - coord / } split /\n/, $schema);
+  append_to_file("$dump.schema", join '', map { "$_\n" } grep { !/EXTENSION - coord / } split /\n/, $schema);
+  $node->command_ok([ @restore, '-L', "$dump.extension", $dump ], 'pg_restore of the extension');
   wait_until($admin, 'idle', q{SELECT string_agg(state, ',') } . WORKERS, 'slowly');
-  $node->command_ok([ @restore, '--section=data', $dump ], 'pg_restore of the data');
+  $node->command_ok([ @restore, '-L', "$dump.schema", $dump ], 'pg_restore of the schema');
+
+  # In any order, as a parallel restore has it: what says that this is a copy
+  # comes last.
+  my ($list) = run_command([ 'pg_restore', '-l', '--section=data', $dump ]);
+  my ($last, $first) = (join("\n", grep { /TABLE DATA coord_internal (identity|engine_pause) / } split /\n/, $list),
+    join("\n", grep { !/TABLE DATA coord_internal (identity|engine_pause) / } split /\n/, $list));
+  append_to_file("$dump.first", "$first\n");
+  append_to_file("$dump.last", "$last\n");
+  $node->command_ok([ @restore, '-L', "$dump.first", $dump ], 'pg_restore of sagas before all else');
   my $slowly = session($node, 'slowly');
+  $slowly->begin_work;
+  my $own = one($slowly, q{SELECT coord.saga_start('quick', key => 'own')});
+  $slowly->do(q{PREPARE TRANSACTION 'wake'});
+  $slowly->commit;
+  $slowly->do(q{COMMIT PREPARED 'wake'});
+  eventually('a saga that was started there is done', $slowly, 'completed', q{SELECT coord.saga_status(?)}, $own);
+  is(one($slowly, q{SELECT string_agg(status, ',') FROM coord.sagas WHERE id = ANY (?)}, [ values %live ]),
+    'running,running,running', 'those that were copied are not');
+  $node->command_ok([ @restore, '-L', "$dump.last", $dump ], 'pg_restore of the rest');
+
   # COMMIT PREPARED makes the worker look at the tables from the start.
   $slowly->begin_work;
   my $woken = one($slowly, q{SELECT coord.saga_start('quick', key => 'wakes a worker')});
@@ -236,7 +258,16 @@ $node->command_ok([ 'pg_dump', '-Fc', '-f', $dump, $node->connstr('app') ], 'pg_
   is(one($mallory, q{SELECT count(*) FROM coord.sagas}), 0, 'before resume the role with carol\'s oid sees nothing of hers');
   like(error_of($mallory, "SELECT coord.saga_cancel($live{carol})"), qr/^42704/, 'nor may it cancel it');
   $mallory->disconnect;
+  my $bob = session($other, 'app', user => 'bob');
+  my $early = one($bob, q{SELECT coord.saga_start('quick', '{"early": true}')});
+  $bob->disconnect;
   repair($copy, 'a copy in another cluster');
+  eventually('a saga that was started there before resume is done', $copy, 'completed', q{SELECT coord.saga_status(?)},
+    $early);
+  is(one($copy, q{SELECT string_agg(DISTINCT role, ',') FROM effect WHERE saga = ?}, $early), 'bob',
+    'as the role that started it');
+  is(one($copy, q{SELECT owner FROM coord.saga_definitions WHERE name = 'quick'}),
+    one($app, q{SELECT owner FROM coord.saga_definitions WHERE name = 'quick'}), 'definitions belong to whom they did');
 
   eventually("$_\'s saga is done there", $copy, 'completed', q{SELECT coord.saga_status(?)}, $live{$_})
     foreach qw(alice bob);
