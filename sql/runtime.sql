@@ -33,7 +33,7 @@ CREATE FUNCTION coord_internal.adopt_identity() RETURNS boolean
   LANGUAGE sql
 BEGIN ATOMIC
   UPDATE coord_internal.saga SET owner = coord_internal.role_here(owner)
-    WHERE coord_internal.is_foreign() AND owner <> coord_internal.role_here(owner);
+    WHERE coord_internal.is_foreign() AND home <> coord_internal.home() AND owner <> coord_internal.role_here(owner);
   UPDATE coord_internal.saga_archive SET owner = coord_internal.role_here(owner)
     WHERE coord_internal.is_foreign() AND owner <> coord_internal.role_here(owner);
   UPDATE coord_internal.saga_log SET owner = coord_internal.role_here(owner)
@@ -151,7 +151,7 @@ CREATE VIEW coord.stuck WITH (security_barrier) AS
   WHERE coord_internal.engine_state() = 'copy'
   UNION ALL
   SELECT 'engine', NULL, current_database(), NULL,
-         'a superuser: coord.enabled is off', 'Nothing runs in this cluster until it is on; SELECT pg_reload_conf() after the repair.',
+         'an operator: coord.enabled is off', 'Nothing runs in this cluster until it is on; SELECT pg_reload_conf() after the repair.',
          'ALTER SYSTEM SET coord.enabled = on'
   WHERE coord_internal.engine_state() = 'disabled'
   UNION ALL

@@ -197,6 +197,21 @@ installation_is_foreign(void)
 	return foreign;
 }
 
+/*
+ * 55000 in a copy from another cluster: names and grants made there now could
+ * not be told from those that came with the copy.
+ */
+void
+installation_check_not_foreign(void)
+{
+	if (installation_is_foreign())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("this database is a copy from another cluster"),
+				 errdetail("Roles have other oids here, and coord has not yet taken them over."),
+				 errhint("SELECT coord.resume(); if this database shall act.")));
+}
+
 const char *
 installation_state_text(EngineState which)
 {

@@ -41,6 +41,7 @@ check_grant(FunctionCallInfo fcinfo, char **kind, char **name)
 	bool		known = false;
 
 	installation_check();
+	installation_check_not_foreign();
 	*kind = check_text(fcinfo, 0, "kind");
 	*name = check_text(fcinfo, 1, "name");
 	check_required(fcinfo, 2, "grantee");

@@ -290,6 +290,25 @@ drop_one(void)
 }
 
 /*
+ * Is anything defined?  Before that nothing can finish, and a restore that has
+ * just created the extension is about to create the dump's partitions.
+ */
+static bool
+any_definition(void)
+{
+	static Statement read = {
+		"SELECT FROM coord_internal.saga_version LIMIT 1", 0, {0}
+	};
+	QueryScope	scope;
+	bool		result;
+
+	query_begin(&scope);
+	result = query_run(&read, NULL, NULL, 1) > 0;
+	query_end(&scope);
+	return result;
+}
+
+/*
  * Make partitions ahead and drop expired ones.  Runs its own transactions; a
  * partition that is in use is left for the next time.
  */
@@ -297,13 +316,15 @@ void
 saga_housekeeping(void)
 {
 	MemoryContext context = CurrentMemoryContext;
-	volatile bool again = true;
+	volatile bool again = false;
 
 	StartTransactionCommand();
 	if (installation_lock(AccessShareLock))
 	{
 		PushActiveSnapshot(GetTransactionSnapshot());
-		saga_ensure_partitions();
+		again = installation_state() == ENGINE_RUNNING && any_definition();
+		if (again)
+			saga_ensure_partitions();
 		PopActiveSnapshot();
 	}
 	CommitTransactionCommand();

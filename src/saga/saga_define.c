@@ -537,6 +537,7 @@ define(const char *name, Jsonb *document)
 	int			active_version;
 
 	installation_check();
+	installation_check_not_foreign();
 	check_name("saga name", name);
 	def = saga_definition_parse(document, true);
 	document = canonical_document(def, document);

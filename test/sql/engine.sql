@@ -120,10 +120,9 @@ SET ROLE :name;
 CALL coord.run_pending() \gset
 SELECT coord.saga_status(find('disabled'));
 
--- A copy does not act: its identity is another's.
+-- A copy does not act: its identity is another database's.
 RESET ROLE;
-INSERT INTO coord_internal.identity VALUES (1, 1);
-SELECT coord_internal.state_changed();
+UPDATE coord_internal.identity SET database = 1;
 SET ROLE :name;
 SELECT coord.saga_start('s', key => 'copy') IS NOT NULL;
 CALL coord.run_pending();
@@ -137,6 +136,20 @@ SELECT count(*) FROM coord.stuck WHERE kind = 'engine';
 SET ROLE :name;
 CALL coord.run_pending() \gset
 SELECT show('copy');
+-- From another cluster, where roles were others, it obeys only who may resume it; then they are found again by name.
+RESET ROLE;
+INSERT INTO coord_internal.identity VALUES (1, 1);
+SET ROLE :name;
+SELECT try($$SELECT coord.saga_start('s', key => 'from afar')$$);
+CALL coord.run_pending();
+SET ROLE regress_engine_admin;
+SELECT kind, waits_for, repair FROM coord.stuck WHERE kind = 'engine';
+SELECT coord.resume();
+SET ROLE :name;
+SELECT coord.saga_start('s', key => 'from afar') IS NOT NULL;
+CALL coord.run_pending() \gset
+SELECT show('from afar');
+SELECT owner, status FROM coord.sagas WHERE key = 'copy' AND name = 's';
 
 -- Workers: the launcher is here; what else is here depends on what there was to do.
 RESET ROLE;

@@ -95,7 +95,7 @@ INSERT INTO fault VALUES ('undo a', 25, '40001', 'still locked'), ('c', 1, 'P000
 SELECT coord.saga_start('exhausted', key => 'exhausted') IS NOT NULL;
 CALL coord.run_pending() \gset
 SELECT show('exhausted');
-SELECT no_ids(format('%s|%s|%s|%s|%s', kind, name, waits_for, hint, repair)) FROM coord.stuck;
+SELECT no_ids(format('%s|%s|%s|%s|%s', kind, name, waits_for, hint, repair)) FROM coord.stuck WHERE kind = 'saga';
 SELECT wake_at FROM coord.sagas WHERE id = find('exhausted');
 SELECT count(*) FROM coord.saga_log WHERE saga_id = find('exhausted') AND phase = 'compensation';
 CALL coord.run_pending() \gset
@@ -178,7 +178,7 @@ UPDATE fault SET code = '23503', message = 'for good';
 SELECT coord.saga_start('pivot', key => 'stuck') IS NOT NULL;
 CALL coord.run_pending() \gset
 SELECT show('stuck');
-SELECT no_ids(format('%s|%s|%s|%s|%s', kind, name, waits_for, hint, repair)) FROM coord.stuck;
+SELECT no_ids(format('%s|%s|%s|%s|%s', kind, name, waits_for, hint, repair)) FROM coord.stuck WHERE kind = 'saga';
 SELECT try(format('SELECT coord.saga_cancel(%s)', find('stuck')));
 SELECT coord.saga_skip(find('stuck'), 'z');
 CALL coord.run_pending() \gset

@@ -67,15 +67,15 @@ DELETE FROM fault;
 INSERT INTO fault VALUES ('b', 2, '40001');
 SELECT coord.saga_start('p', key => 'after pivot') IS NOT NULL;
 CALL coord.run_pending() \gset
-SELECT count(*) FROM coord.stuck;
+SELECT count(*) FROM coord.stuck WHERE kind = 'saga';
 SELECT at('2030-01-04 01:00:00.000001+00');
-SELECT kind, name, since, waits_for, hint, no_ids(repair) FROM coord.stuck;
+SELECT kind, name, since, waits_for, hint, no_ids(repair) FROM coord.stuck WHERE kind = 'saga';
 CALL coord.run_pending() \gset
 SELECT show('after pivot');
 SELECT next('after pivot');
 CALL coord.run_pending() \gset
 SELECT show('after pivot');
-SELECT count(*) FROM coord.stuck;
+SELECT count(*) FROM coord.stuck WHERE kind = 'saga';
 -- Before the pivot it goes back.
 INSERT INTO fault VALUES ('p', 1, '40001');
 SELECT at('2030-01-05 00:00:00+00');
