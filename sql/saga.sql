@@ -110,6 +110,7 @@ CREATE SEQUENCE coord_internal.saga_log_id MAXVALUE 9007199254740991;
 CREATE TABLE coord_internal.saga_log (
   id bigint NOT NULL DEFAULT nextval('coord_internal.saga_log_id'),
   saga_id bigint NOT NULL,
+  name text NOT NULL,
   owner oid NOT NULL,
   at timestamptz NOT NULL,
   event text NOT NULL,

@@ -80,10 +80,7 @@ CREATE VIEW coord.saga_log WITH (security_barrier) AS
          error_detail, error_context, id
   FROM coord_internal.saga_log l
   WHERE (SELECT coord_internal.sees_all()) OR coord_internal.is_mine(owner)
-     OR EXISTS (SELECT FROM coord_internal.saga s JOIN coord_internal.saga_version v ON v.id = s.definition
-                WHERE s.id = l.saga_id AND v.name IN (SELECT name FROM coord_internal.granted_saga))
-     OR EXISTS (SELECT FROM coord_internal.saga_archive a
-                WHERE a.id = l.saga_id AND a.name IN (SELECT name FROM coord_internal.granted_saga));
+     OR name IN (SELECT name FROM coord_internal.granted_saga);
 
 CREATE FUNCTION coord.saga_output(id bigint) RETURNS jsonb
   LANGUAGE sql STABLE

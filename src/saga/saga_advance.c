@@ -303,6 +303,7 @@ log_attempt(Turn *turn, Saga *saga, int ordinal)
 	LogRow		row = {0};
 
 	row.saga = saga->id;
+	row.name = saga->def->name;
 	row.owner = saga->owner;
 	row.at = clock_now();
 	row.event = "attempt_failed";

@@ -177,10 +177,11 @@ cover(int which, TimestampTz at, bool make)
 /*
  * Make sure that what finishes now and in a while has a partition to go to.
  * Costs nothing while that is known; else writes, so it needs a transaction
- * that may.
+ * that may.  Without "ahead_too" only what is needed now is made: until the end
+ * of this transaction others wait to make theirs, and a user's may be long.
  */
 void
-saga_ensure_partitions(void)
+saga_ensure_partitions(bool ahead_too)
 {
 	TimestampTz now = clock_now();
 	int64		ahead = partition_width() / 2;
@@ -205,7 +206,7 @@ saga_ensure_partitions(void)
 
 		times[0] = now;
 		times[1] = now + ahead;
-		for (int j = 0; j < lengthof(times); j++)
+		for (int j = 0; j < (ahead_too ? 2 : 1); j++)
 		{
 			TimestampTz end = cover(i, times[j], false);
 
@@ -224,7 +225,8 @@ saga_ensure_partitions(void)
 	covered_from = now;
 
 	/* Look again well before the end, when the next one is to be made. */
-	covered_until = Min(covered_until, now + ahead / 2);
+	if (ahead_too)
+		covered_until = Min(covered_until, now + ahead / 2);
 	covered_retention = guc_saga_retention;
 	covered_namespace = get_namespace_oid("coord_internal", false);
 }
@@ -324,7 +326,7 @@ saga_housekeeping(void)
 		PushActiveSnapshot(GetTransactionSnapshot());
 		again = installation_state() == ENGINE_RUNNING && any_definition();
 		if (again)
-			saga_ensure_partitions();
+			saga_ensure_partitions(true);
 		PopActiveSnapshot();
 	}
 	CommitTransactionCommand();

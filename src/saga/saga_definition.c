@@ -62,8 +62,12 @@ static const char *const saga_members[] = {
 	"steps", "deadline", "on_exhausted", "record_events", NULL
 };
 
-/* Parsed definitions by id; TopMemoryContext, never emptied. */
+/*
+ * Parsed definitions by id, of the extension whose schema has this oid: after
+ * DROP and CREATE EXTENSION ids begin again.  TopMemoryContext.
+ */
 static HTAB *definitions = NULL;
+static Oid	definitions_namespace = InvalidOid;
 
 typedef struct DefinitionEntry
 {
@@ -757,6 +761,12 @@ saga_definition_by_id(int64 id)
 	int			version;
 	bool		isnull;
 
+	if (definitions_namespace != get_namespace_oid("coord_internal", true))
+	{
+		/* What may still be in use somewhere below is left, not freed. */
+		definitions_namespace = get_namespace_oid("coord_internal", true);
+		definitions = NULL;
+	}
 	if (definitions == NULL)
 	{
 		HASHCTL		ctl = {0};

@@ -99,6 +99,7 @@ typedef struct Saga
 typedef struct LogRow
 {
 	int64		saga;
+	const char *name;
 	Oid			owner;
 	TimestampTz at;
 	const char *event;
@@ -212,7 +213,7 @@ extern void saga_apply_requests_here(void);
 extern void saga_apply_requests_to(Turn *turn, Saga **sagas, int count);
 
 /* saga_archive.c */
-extern void saga_ensure_partitions(void);
+extern void saga_ensure_partitions(bool ahead_too);
 
 /* saga_start.c */
 typedef struct StartOptions

@@ -87,7 +87,7 @@ begin_turn(Turn *turn)
 				 errhint("coord.stuck says what to do.")));
 		return false;
 	}
-	saga_ensure_partitions();
+	saga_ensure_partitions(true);
 	saga_turn_begin(turn, false);
 	if (turn->slot != NULL && turn->slot->requests)
 	{

@@ -646,23 +646,23 @@ static void
 write_log(Turn *turn)
 {
 	static Statement insert = {
-		"INSERT INTO coord_internal.saga_log (saga_id, owner, at, event, step,"
+		"INSERT INTO coord_internal.saga_log (saga_id, name, owner, at, event, step,"
 		" phase, attempt, role, reason, error, sqlstate, error_detail,"
 		" error_context)"
-		" SELECT u.saga_id, u.owner, u.at, u.event, u.step, u.phase, u.attempt,"
+		" SELECT u.saga_id, u.name, u.owner, u.at, u.event, u.step, u.phase, u.attempt,"
 		" coalesce(r.rolname, u.role::text), u.reason, u.error, u.sqlstate,"
 		" u.error_detail, u.error_context"
-		" FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+		" FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
 		" AS u(saga_id, owner, at, event, step, phase, attempt, role, reason,"
-		" error, sqlstate, error_detail, error_context)"
+		" error, sqlstate, error_detail, error_context, name)"
 		" LEFT JOIN pg_catalog.pg_authid r ON r.oid = u.role",
-		13, {INT8ARRAYOID, OIDARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID,
+		14, {INT8ARRAYOID, OIDARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID,
 			TEXTARRAYOID, TEXTARRAYOID, INT4ARRAYOID, OIDARRAYOID, TEXTARRAYOID,
-		TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID}
+			TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID}
 	};
 	static const Oid types[] = {
 		INT8OID, OIDOID, TIMESTAMPTZOID, TEXTOID, TEXTOID, TEXTOID, INT4OID,
-		OIDOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID
+		OIDOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID
 	};
 	Column		columns[lengthof(types)];
 	Datum		values[lengthof(types)];
@@ -689,6 +689,7 @@ write_log(Turn *turn)
 		set_text(&columns[10], i, row->sqlstate);
 		set_text(&columns[11], i, row->detail);
 		set_text(&columns[12], i, row->context);
+		set_text(&columns[13], i, row->name);
 	}
 	column_array(values, columns, lengthof(types), turn->nlog);
 	query_begin(&scope);

@@ -175,7 +175,7 @@ turn_transaction(Turn *turn, QueueEntry *entries, int count, SagaTurnResult *res
 	if (outcome != SAGA_TURN_DONE)
 		return outcome;
 	PushActiveSnapshot(GetTransactionSnapshot());
-	saga_ensure_partitions();
+	saga_ensure_partitions(true);
 	saga_turn_begin(turn, true);
 	for (int i = 0; i < count; i++)
 		ids[i] = entries[i].id;

@@ -294,6 +294,7 @@ log_verb(Turn *turn, Saga *saga, const Request *request, const Refusal *refusal)
 	LogRow		row = {0};
 
 	row.saga = saga->id;
+	row.name = saga->def->name;
 	row.owner = saga->owner;
 	row.at = clock_now();
 	row.event = refusal->code ? psprintf("%s_refused", request->verb) : request->verb;
@@ -437,7 +438,7 @@ verb(Request *request)
 		leave_request(request);
 		return CStringGetTextDatum(saga_status_or_error(request->saga));
 	}
-	saga_ensure_partitions();
+	saga_ensure_partitions(false);
 	apply(&turn, sagas[0], request, &refusal);
 	if (refusal.code != 0)
 		ereport(ERROR,
@@ -536,8 +537,8 @@ apply_waiting(void)
 		"WITH gone AS (DELETE FROM coord_internal.saga_request r WHERE NOT EXISTS"
 		" (SELECT FROM coord_internal.saga s WHERE s.id = r.saga_id) RETURNING *)"
 		" INSERT INTO coord_internal.saga_log"
-		" (saga_id, owner, at, event, step, role, reason, error)"
-		" SELECT g.saga_id, coalesce(a.owner, g.role), $1, g.verb || '_refused', g.step,"
+		" (saga_id, name, owner, at, event, step, role, reason, error)"
+		" SELECT g.saga_id, coalesce(a.name, ''), coalesce(a.owner, g.role), $1, g.verb || '_refused', g.step,"
 		" coalesce(r.rolname, g.role::text), g.reason, 'the saga is finished'"
 		" FROM gone g LEFT JOIN coord_internal.saga_archive a ON a.id = g.saga_id"
 		" LEFT JOIN pg_catalog.pg_authid r ON r.oid = g.role",
@@ -570,7 +571,7 @@ apply_waiting(void)
 		return;
 	}
 
-	saga_ensure_partitions();
+	saga_ensure_partitions(true);
 	sagas = saga_load(&turn, ids, (int) rows, 0, &loaded);
 	for (int i = 0; i < loaded; i++)
 		apply_to_saga(&turn, sagas[i]);

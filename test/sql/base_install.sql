@@ -22,7 +22,6 @@ SELECT oid::regprocedure FROM pg_proc p WHERE pronamespace IN ('coord'::regnames
 
 -- The control file's promises.
 SELECT extversion, extrelocatable, extnamespace::regnamespace FROM pg_extension WHERE extname = 'coord';
-SELECT superuser, trusted, relocatable, schema FROM pg_available_extension_versions WHERE name = 'coord' AND version = '1.0';
 
 -- Every table with data, and every sequence, is dumped; parents first; and no column is of a kind that pg_upgrade refuses.
 -- (Partitions are made at run time and are nobody's members: they are dumped like any table.)

@@ -44,7 +44,7 @@ CALL until_behind('pause');
 SELECT status, wake_at = deadline_at, (SELECT next_attempt_at > deadline_at FROM coord.saga_steps WHERE saga_id = id AND step = 'b') FROM coord.sagas WHERE id = find('pause');
 SELECT next('pause'), clock();
 CALL coord.run_pending() \gset
-SELECT regexp_replace(show('pause'), 'attempt [0-9]+', 'attempt N');
+SELECT regexp_replace(show('pause'), 'ready( attempt [0-9]+)?', 'ready');
 SELECT traced('pause');
 SELECT event, step, phase, error FROM coord.saga_log WHERE saga_id = find('pause') AND event <> 'attempt_failed' ORDER BY id;
 

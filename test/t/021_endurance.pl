@@ -64,6 +64,7 @@ sub do_half
 {
   my ($name) = @_;
   my $begin = time;
+  my $most = 0;
 
   for (my $n = 0; $n < $half; $n += $chunk)
   {
@@ -75,8 +76,11 @@ sub do_half
     $node->poll_query_until('postgres', 'SELECT count(*) = 0 FROM coord_internal.saga')
       or die 'they do not finish';
     $node->safe_psql('postgres', "VACUUM coord_internal.$_") foreach @hot;
+    my $now = memory(pid_of('coord worker'));
+    $most = $now if $now > $most;
   }
   note sprintf '%s: %.0f sagas/s', $name, $half / (time - $begin);
+  return $most;
 }
 
 # Bytes by table or index, as an operator finds them who leaves it to plain VACUUM.
@@ -110,6 +114,21 @@ sub memory
   return $kb;
 }
 
+# What of it is in use, in bytes, by the worker's own account.
+sub used
+{
+  my ($pid) = @_;
+  my $offset = -s $node->logfile;
+  my $until = time + 60;
+  $node->safe_psql('postgres', "SELECT pg_log_backend_memory_contexts($pid)");
+  while (time < $until)
+  {
+    return $1 if slurp_file($node->logfile, $offset) =~ /\[$pid\].*Grand total: .* (\d+) used$/m;
+    sleep 0.02;
+  }
+  die 'no account of memory';
+}
+
 # utime + stime, in ticks
 sub ticks
 {
@@ -118,19 +137,23 @@ sub ticks
   return $field[11] + $field[12];
 }
 
-do_half('first');
+my $memory = do_half('first');
 my $first = sizes();
 my $worker = pid_of('coord worker');
 my $launcher = pid_of('coord launcher');
 like($worker, qr/^\d+$/, 'one worker');
-my $memory = memory($worker);
 cmp_ok($memory, '>', 500, 'its memory can be seen');
+my %used = map { $_ => used($_) } $worker, $launcher;
 
-do_half('second');
+my $grown = do_half('second') - $memory;
 my $second = sizes();
 is(pid_of('coord worker'), $worker, 'it was the same all the time');
-my $grown = memory($worker) - $memory;
 cmp_ok($grown, '<', 1024, "its memory has grown by $grown kB from $memory kB");
+foreach my $pid ($worker, $launcher)
+{
+  $grown = used($pid) - $used{$pid};
+  cmp_ok($grown, '<', 65536, ($pid == $worker ? 'worker' : 'launcher') . ": $grown bytes more in use than $used{$pid}");
+}
 
 # Ten per cent, or a page where they are that small.
 cmp_ok(scalar(keys %$second), '>=', 7, 'all were measured');
