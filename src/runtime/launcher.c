@@ -332,13 +332,23 @@ start_worker(DatabaseSlot *slot, TimestampTz now)
 	return slot->retry_at;
 }
 
+/* Is this worker in a call that takes long?  It will not do anything soon. */
+static bool
+is_in_long_call(const WorkerSlot *worker, TimestampTz now)
+{
+	return worker->state == WORKER_RUNNING && worker->current != 0 &&
+		now - worker->since >= COORD_STALL_US;
+}
+
 /*
  * When every place is taken and a database has none, the database with most
- * workers gives one up; with one each, the worker that is there longest.
+ * workers gives one up; with one each, the worker that is there longest.  One
+ * that is in a long call is passed over: it could not follow.
  */
 static void
 make_room(void)
 {
+	TimestampTz now = GetCurrentTimestamp();
 	WorkerSlot *victim = NULL;
 	int			victim_count = 0;
 	int			free_slot;
@@ -350,11 +360,11 @@ make_room(void)
 		WorkerSlot *worker = &coord_shared->workers[i];
 		int			count;
 
-		if (worker->state == WORKER_FREE)
+		if (worker->state == WORKER_FREE || is_in_long_call(worker, now))
 			continue;
 		if (worker->asked_to_stop)
 		{
-			victim = NULL;
+			victim = NULL;		/* one is on its way already */
 			break;
 		}
 		count = count_workers(worker->database, &free_slot, &total);
@@ -386,8 +396,7 @@ is_stalled(const DatabaseSlot *slot, TimestampTz now)
 
 		if (worker->state == WORKER_FREE || worker->database != slot->database)
 			continue;
-		if (worker->state != WORKER_RUNNING || worker->current == 0 ||
-			now - worker->since < COORD_STALL_US)
+		if (!is_in_long_call(worker, now))
 			return false;
 	}
 	return true;

@@ -2,7 +2,7 @@
 -- coord: hostile operators, functions, types and tables in front of the
 -- search_path, formats of dates, event triggers.
 SET client_min_messages = warning;
-CREATE EXTENSION coord;
+CREATE EXTENSION IF NOT EXISTS coord;
 SET coord.test_now = '2031-05-01 12:00:00+00';
 CREATE ROLE sec_mallory;
 CREATE ROLE sec_alice;

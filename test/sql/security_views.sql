@@ -1,6 +1,6 @@
 -- Who sees and may do what: views, functions, grants; coord's own tables.
 SET client_min_messages = warning;
-CREATE EXTENSION coord;
+CREATE EXTENSION IF NOT EXISTS coord;
 SET coord.test_now = '2030-01-01 00:00:00+00';
 CREATE ROLE sec_owner;
 CREATE ROLE sec_member;

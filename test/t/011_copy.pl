@@ -259,13 +259,14 @@ $node->command_ok([ 'pg_dump', '-Fc', '-f', $dump, $node->connstr('app') ], 'pg_
   like(error_of($mallory, "SELECT coord.saga_cancel($live{carol})"), qr/^42704/, 'nor may it cancel it');
   $mallory->disconnect;
   my $bob = session($other, 'app', user => 'bob');
-  my $early = one($bob, q{SELECT coord.saga_start('quick', '{"early": true}')});
+  like(error_of($bob, q{SELECT coord.saga_start('quick')}), qr/^42704/, 'nor may the role of the same name, yet');
   $bob->disconnect;
+  my $early = one($copy, q{SELECT coord.saga_start('quick', '{"early": true}')});
   repair($copy, 'a copy in another cluster');
   eventually('a saga that was started there before resume is done', $copy, 'completed', q{SELECT coord.saga_status(?)},
     $early);
-  is(one($copy, q{SELECT string_agg(DISTINCT role, ',') FROM effect WHERE saga = ?}, $early), 'bob',
-    'as the role that started it');
+  is(one($copy, q{SELECT string_agg(DISTINCT role, ',') FROM effect WHERE saga = ?}, $early),
+    one($copy, 'SELECT current_user'), 'as the role that started it');
   is(one($copy, q{SELECT owner FROM coord.saga_definitions WHERE name = 'quick'}),
     one($app, q{SELECT owner FROM coord.saga_definitions WHERE name = 'quick'}), 'definitions belong to whom they did');
 
