@@ -111,6 +111,12 @@ Returns id, status and, when it is finished, output: {step: result}.
 Errors: as coord.saga_start(); 25001 in a transaction block or function. A failed step is a status, not an error.
 Example: CALL coord.saga_run('order', '{"order_id": 42}');$$;
 
+COMMENT ON PROCEDURE coord.await(text, text, interval, boolean) IS
+'Waits like coord.saga_wait(), but holds no snapshot meanwhile: for long waits.
+kind: saga (queue, subscription and lease are not supported yet: 0A000). name: the saga''s id.
+timeout: at most this long, default 1 min. ready: true when the saga is finished, suspended or paused.
+Errors: 25001 in a transaction block, 42704 unknown saga, 22023 unknown kind, 22P02 name is not an id.
+Example: CALL coord.await(''saga'', ''42'', ''1 hour'');';
 COMMENT ON PROCEDURE coord.run_pending(int, int) IS
 $$Runs, in the caller's session, the due sagas of roles that the caller is a member of until none is left.
 What a worker does, for tests and for servers without shared_preload_libraries. Commits after each turn.

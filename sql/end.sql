@@ -26,7 +26,8 @@ GRANT EXECUTE ON FUNCTION
   coord.grant_use(text, text, name), coord.revoke_use(text, text, name)
   TO coord_user;
 GRANT EXECUTE ON PROCEDURE
-  coord.saga_run(text, jsonb, text, bigint, text, jsonb), coord.run_pending(int, int)
+  coord.saga_run(text, jsonb, text, bigint, text, jsonb), coord.run_pending(int, int),
+  coord.await(text, text, interval, boolean)
   TO coord_user;
 GRANT EXECUTE ON FUNCTION coord.pause(text), coord.resume(text), coord.start_worker() TO coord_admin;
 GRANT EXECUTE ON PROCEDURE coord.drain(interval, boolean) TO coord_admin;

@@ -208,6 +208,9 @@ CREATE FUNCTION coord.saga_abandon(id bigint, reason text DEFAULT NULL)
   RETURNS text AS 'MODULE_PATHNAME', 'coord_saga_abandon' LANGUAGE C;
 CREATE PROCEDURE coord.run_pending(max_turns int DEFAULT NULL, INOUT turns int DEFAULT NULL)
   AS 'MODULE_PATHNAME', 'coord_run_pending' LANGUAGE C;
+CREATE PROCEDURE coord.await(kind text, name text, timeout interval DEFAULT '1 min',
+    INOUT ready boolean DEFAULT NULL)
+  AS 'MODULE_PATHNAME', 'coord_await' LANGUAGE C;
 
 -- The id, if the current user may see the saga; else 42704.
 CREATE FUNCTION coord_internal.check_visible(id bigint)

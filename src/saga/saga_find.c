@@ -164,8 +164,9 @@ coord_saga_find(PG_FUNCTION_ARGS)
 	PG_RETURN_INT64(id);
 }
 
-static bool
-nothing_to_wait_for(const char *status)
+/* Is it finished, or stopped until an operator does something? */
+bool
+saga_has_nothing_to_wait_for(const char *status)
 {
 	return strcmp(status, "running") != 0 && strcmp(status, "compensating") != 0;
 }
@@ -215,7 +216,7 @@ coord_saga_wait(PG_FUNCTION_ARGS)
 
 		status = saga_status_or_error(id);
 		left = end - GetCurrentTimestamp();
-		if (nothing_to_wait_for(status) || left <= 0)
+		if (saga_has_nothing_to_wait_for(status) || left <= 0)
 			break;
 		(void) ConditionVariableTimedSleep(waiters,
 										   Min(left / 1000 + 1, WAIT_RECHECK_MS),

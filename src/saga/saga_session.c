@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * saga_session.c
- *	  Running sagas in the caller's own session: run_pending() and saga_run().
+ *	  Procedures of the caller's session: run_pending(), saga_run(), await().
  *
  * The same engine as a worker's, with three differences.  Each transaction
  * serves one saga, so that what a caller sees is deterministic.  Every call is
@@ -44,19 +44,27 @@
 
 PG_FUNCTION_INFO_V1(coord_run_pending);
 PG_FUNCTION_INFO_V1(coord_saga_run);
+PG_FUNCTION_INFO_V1(coord_await);
 
 /*
- * Commit and go on in a new transaction that has a snapshot.  The caller runs
- * in a nonatomic CALL and holds no snapshot of its own.
+ * Commit and go on in a new transaction, which has no snapshot yet.  The caller
+ * runs in a nonatomic CALL and holds no snapshot of its own.
  */
 static void
-commit(void)
+commit_without_snapshot(void)
 {
 	if (SPI_connect_ext(SPI_OPT_NONATOMIC) != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	SPI_commit();
 	SPI_finish();
 	saga_suspect_release();
+}
+
+/* The same, and take a snapshot. */
+static void
+commit(void)
+{
+	commit_without_snapshot();
 	EnsurePortalSnapshotExists();
 }
 
@@ -338,4 +346,70 @@ coord_saga_run(PG_FUNCTION_ARGS)
 	}
 	read_result(id, values, nulls);
 	return procedure_result(fcinfo, values, nulls);
+}
+
+/*
+ * CALL coord.await(kind, name, timeout, ready): wait as saga_wait() does, but
+ * without holding a snapshot, so that vacuum is not kept from anything however
+ * long it takes.
+ */
+Datum
+coord_await(PG_FUNCTION_ARGS)
+{
+	static uint32 wait_event = 0;
+	static const char *const later_kinds[] = {"queue", "subscription", "lease"};
+	ConditionVariable *waiters;
+	char	   *kind;
+	char	   *name;
+	TimestampTz end;
+	int64		us = 60 * USECS_PER_SEC;
+	int64		id;
+	Datum		value;
+	bool		isnull = false;
+	bool		ready = false;
+
+	check_nonatomic(fcinfo, "coord.await");
+	kind = check_text(fcinfo, 0, "kind");
+	name = check_text(fcinfo, 1, "name");
+	for (int i = 0; i < lengthof(later_kinds); i++)
+	{
+		if (strcmp(kind, later_kinds[i]) == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("waiting for kind \"%s\" is not supported yet", kind)));
+	}
+	if (strcmp(kind, "saga") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("unknown kind \"%s\"", kind),
+				 errhint("It is saga; name is then the saga's id.")));
+	id = DatumGetInt64(DirectFunctionCall1(int8in, CStringGetDatum(name)));
+	if (!PG_ARGISNULL(2))
+		us = clock_interval_us(PG_GETARG_INTERVAL_P(2));
+	if (us < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("timeout must not be negative")));
+	installation_check();
+	doorbell_attach_queue();
+
+	end = GetCurrentTimestamp() + us;
+	waiters = doorbell_waiters(id);
+	ConditionVariablePrepareToSleep(waiters);
+	for (;;)
+	{
+		int64		left;
+
+		ready = saga_has_nothing_to_wait_for(saga_status_or_error(id));
+		left = end - GetCurrentTimestamp();
+		if (ready || left <= 0)
+			break;
+		commit_without_snapshot();
+		(void) ConditionVariableTimedSleep(waiters, Min(left / 1000 + 1, 30000),
+										   coord_wait_event(&wait_event, "CoordAwait"));
+		EnsurePortalSnapshotExists();
+	}
+	ConditionVariableCancelSleep();
+	value = BoolGetDatum(ready);
+	return procedure_result(fcinfo, &value, &isnull);
 }
