@@ -586,7 +586,8 @@ ring(void)
 			}
 		}
 		if ((pushed > 0 || look || sooner) && wake_locked(MyDatabaseId, 1) == 0 &&
-			pushed > 0 && now - note_slot->told_at > COORD_STALL_US)
+			pushed > 0 && (now < note_slot->told_at ||
+						   now - note_slot->told_at > COORD_STALL_US))
 		{
 			/* All busy: perhaps with something long.  The launcher will see. */
 			note_slot->told_at = now;

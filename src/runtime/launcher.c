@@ -63,6 +63,7 @@
 #define QUICK_RETRIES 10
 #define QUICK_RETRY_US (100 * 1000)
 #define EXHAUSTED_RETRY_US (5 * USECS_PER_SEC)
+#define MAX_RETRY_US (60 * USECS_PER_SEC)
 
 /* Handles of workers by slot, to see those that never start. */
 static BackgroundWorkerHandle *handles[COORD_MAX_WORKERS];
@@ -444,6 +445,11 @@ look(void)
 			again = slot->next_wake;
 		if (workers < wanted)
 		{
+			/* Times that lie too far ahead are from before the clock was set back. */
+			if (slot->retry_at > now + MAX_RETRY_US)
+				slot->retry_at = 0;
+			if (slot->last_spawn > now)
+				slot->last_spawn = 0;
 			if (slot->retry_at > now)
 				again = slot->retry_at;
 			else if (slot->last_spawn + SPAWN_INTERVAL_US > now)

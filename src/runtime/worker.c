@@ -390,6 +390,7 @@ run(void)
 	TimestampTz idle_since = GetCurrentTimestamp();
 	TimestampTz safety_at = 0;
 	TimestampTz housekeeping_at = 0;
+	TimestampTz last_now = 0;
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "coord worker",
 												  ALLOCSET_DEFAULT_SIZES);
 
@@ -398,6 +399,14 @@ run(void)
 		TimestampTz now = GetCurrentTimestamp();
 		bool		due;
 
+		/* A clock that was set back makes every time kept in memory void. */
+		if (now < last_now || clock_now() < my_database->mark_at)
+		{
+			idle_since = now;
+			safety_at = housekeeping_at = 0;
+			my_database->scan = true;
+		}
+		last_now = now;
 		MemoryContextSwitchTo(context);
 		MemoryContextReset(context);
 
