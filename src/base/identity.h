@@ -36,11 +36,4 @@ extern void identity_forget_session(void);
 extern void identity_session_is_worker(void);
 extern bool identity_is_worker(void);
 
-/* What a caller may see and use. */
-extern bool identity_sees_all(Oid role);
-extern bool identity_may_act(Oid owner, const char *kind, const char *name);
-extern bool identity_principal_is_noted(Oid role);
-extern void identity_note_principal(Oid role);
-extern void identity_refresh_principals(void);
-
 #endif							/* COORD_IDENTITY_H */

@@ -25,6 +25,7 @@
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
+#include "base/access.h"
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/compat.h"
@@ -43,7 +44,7 @@ PG_FUNCTION_INFO_V1(coord_internal_ring);
 static void
 check_admin(const char *function)
 {
-	if (!identity_sees_all(GetUserId()))
+	if (!access_sees_all(GetUserId()))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied for function %s", function),

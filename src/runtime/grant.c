@@ -14,6 +14,7 @@
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
+#include "base/access.h"
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/identity.h"
@@ -59,7 +60,7 @@ check_grant(FunctionCallInfo fcinfo, char **kind, char **name)
 	check_name("name", *name);
 
 	owner = saga_name_owner(*name);
-	if (!OidIsValid(owner) || !(is_member_of_role(user, owner) || identity_sees_all(user)))
+	if (!OidIsValid(owner) || !(is_member_of_role(user, owner) || access_sees_all(user)))
 		saga_name_unknown(*name);
 	return get_role_oid(NameStr(*PG_GETARG_NAME(2)), false);
 }
@@ -91,7 +92,7 @@ coord_grant_use(PG_FUNCTION_ARGS)
 	values[4] = TimestampTzGetDatum(clock_now());
 	changed = query_run(&insert, values, NULL, 0) > 0;
 	query_end(&scope);
-	identity_note_principal(grantee);
+	access_note_role(grantee);
 	PG_RETURN_BOOL(changed);
 }
 

@@ -35,6 +35,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "base/access.h"
 #include "base/clock.h"
 #include "base/compat.h"
 #include "base/guc.h"
@@ -205,7 +206,7 @@ check_state(void)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	state = installation_state();
 	if (state == ENGINE_RUNNING)
-		identity_refresh_principals();
+		access_refresh_roles();
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 

@@ -29,6 +29,7 @@
 #include "utils/timestamp.h"
 #include "utils/varlena.h"
 
+#include "base/access.h"
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/identity.h"
@@ -267,7 +268,7 @@ saga_name_unknown(const char *name)
 	query_end(&scope);
 	for (uint64 i = 0; i < rows; i++)
 	{
-		if (identity_may_act(owners[i], "saga", names[i]))
+		if (access_may_act(owners[i], "saga", names[i]))
 			candidates = lappend(candidates, names[i]);
 	}
 
@@ -372,7 +373,7 @@ saga_definition_lookup(const char *name, int version)
 
 	if (strlen(name) <= SAGA_NAME_MAX)
 		entry = find_active(name);
-	if (entry == NULL || !identity_may_act(entry->owner, "saga", name))
+	if (entry == NULL || !access_may_act(entry->owner, "saga", name))
 		saga_name_unknown(name);
 	definition = entry->definition;
 	if (version != 0)
@@ -554,7 +555,7 @@ define(const char *name, Jsonb *document)
 				 errmsg("saga \"%s\" was changed by a concurrent transaction", name)));
 	owner = DatumGetObjectId(query_value(0, 1, &isnull));
 	active_version = DatumGetInt32(query_value(0, 2, &isnull));
-	if (!is_member_of_role(user, owner) && !identity_sees_all(user))
+	if (!is_member_of_role(user, owner) && !access_sees_all(user))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("saga name \"%s\" belongs to another role", name),
@@ -587,7 +588,7 @@ define(const char *name, Jsonb *document)
 	values[1] = Int32GetDatum(version);
 	query_run(&activate, values, NULL, 0);
 	query_end(&scope);
-	identity_note_principal(user);
+	access_note_role(user);
 	names_changed();
 	return version;
 }
@@ -672,7 +673,7 @@ lock_own_name(const char *name)
 	}
 	query_end(&scope);
 	if (!OidIsValid(owner) ||
-		(!is_member_of_role(user, owner) && !identity_sees_all(user)))
+		(!is_member_of_role(user, owner) && !access_sees_all(user)))
 		saga_name_unknown(name);
 	return version;
 }
@@ -752,7 +753,7 @@ coord_saga_drop(PG_FUNCTION_ARGS)
 	installation_check();
 	owner = saga_name_owner(name);
 	if (!OidIsValid(owner) ||
-		(!is_member_of_role(user, owner) && !identity_sees_all(user)))
+		(!is_member_of_role(user, owner) && !access_sees_all(user)))
 		PG_RETURN_BOOL(false);	/* to him there is no such saga */
 	(void) lock_own_name(name);
 

@@ -14,6 +14,7 @@
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
+#include "base/access.h"
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/compat.h"
@@ -67,9 +68,9 @@ read_status(int64 id, bool *may_repair)
 		name = query_text(context, 0, 3);
 	}
 	query_end(&scope);
-	if (status == NULL || !identity_may_act(owner, "saga", name))
+	if (status == NULL || !access_may_act(owner, "saga", name))
 		return NULL;
-	*may_repair = identity_may_act(owner, "saga", NULL);
+	*may_repair = access_may_act(owner, "saga", NULL);
 	return status;
 }
 

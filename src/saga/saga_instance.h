@@ -192,7 +192,9 @@ extern void saga_leave_user(Turn *turn);
 extern bool saga_error_is_cancel(const ErrorData *error);
 extern void saga_distrust(SagaDef *def, int ordinal, Phase phase);
 
-/* saga_turn.c */
+/* saga_hand.c */
+#define SAGA_MAX_BATCH 256
+
 extern void saga_turn_begin(Turn *turn, bool worker);
 extern void saga_take_in_hand(Turn *turn, const int64 *ids, int count);
 extern bool saga_is_in_hand(int64 id);

@@ -28,6 +28,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "base/access.h"
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/compat.h"
@@ -188,7 +189,7 @@ coord_run_pending(PG_FUNCTION_ARGS)
 			{
 				saga_take_in_hand(&turn, &ids[i], 1);
 				saga_apply_requests_to(&turn, sagas, 1);
-				identity_note_principal(sagas[0]->owner);
+				access_note_role(sagas[0]->owner);
 				saga_advance(&turn, sagas[0]);
 				saga_leave_user(&turn);
 				saga_flush(&turn, sagas, 1);
@@ -331,7 +332,7 @@ coord_saga_run(PG_FUNCTION_ARGS)
 	options.hold_us = HOLD_US;
 	doorbell_attach_queue();
 	id = saga_start(&options, &existing);
-	identity_note_principal(GetUserId());
+	access_note_role(GetUserId());
 	commit();
 
 	for (;;)

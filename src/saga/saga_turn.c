@@ -28,6 +28,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "base/access.h"
 #include "base/clock.h"
 #include "base/compat.h"
 #include "base/errors.h"
@@ -41,71 +42,9 @@
 
 /* Sagas to claim in the next turn; see the file header. */
 static int	batch_size = 1;
-#define MAX_BATCH 256
 
 /* Turns to come that take one saga each, after an error nobody owned up to. */
 static int	singly = 0;
-
-/*
- * The sagas of the turn in progress, which its own steps may not touch: a verb
- * called from a step becomes a request.  Owned by saga_take_in_hand(); valid
- * while "hand_transaction" is the running transaction.
- */
-static Turn *hand_turn = NULL;
-static int64 hand_ids[MAX_BATCH];
-static int	hand_count = 0;
-static LocalTransactionId hand_transaction = InvalidLocalTransactionId;
-
-/* These sagas are about to be advanced in this transaction. */
-void
-saga_take_in_hand(Turn *turn, const int64 *ids, int count)
-{
-	Assert(count <= MAX_BATCH);
-	hand_turn = turn;
-	memcpy(hand_ids, ids, sizeof(int64) * count);
-	hand_count = count;
-	hand_transaction = coord_local_transaction();
-}
-
-/*
- * Is this saga being advanced by the very transaction that asks?  Then the turn
- * ends after the call in progress, so that what was asked for is done.
- */
-bool
-saga_is_in_hand(int64 id)
-{
-	if (hand_count == 0 || hand_transaction != coord_local_transaction())
-		return false;
-	for (int i = 0; i < hand_count; i++)
-	{
-		if (hand_ids[i] == id)
-		{
-			hand_turn->end = true;
-			return true;
-		}
-	}
-	return false;
-}
-
-/*
- * Start a turn's bookkeeping in the current transaction; its memory goes with
- * the transaction.
- */
-void
-saga_turn_begin(Turn *turn, bool worker)
-{
-	memset(turn, 0, sizeof(Turn));
-	turn->context = AllocSetContextCreate(TopTransactionContext, "coord turn",
-										  ALLOCSET_DEFAULT_SIZES);
-	turn->call_context = AllocSetContextCreate(turn->context, "coord call",
-											   ALLOCSET_DEFAULT_SIZES);
-	turn->worker = worker;
-	turn->guard_all = !worker;
-	turn->started = turn->loaded = GetCurrentTimestamp();
-	turn->slot = doorbell_database(MyDatabaseId, true);
-	if (turn->slot != NULL)
-		turn->request_serial = turn->slot->request_serial;
-}
 
 /*
  * Advance loaded sagas until the turn should end, and write them back.  Returns
@@ -165,10 +104,10 @@ turn_transaction(Turn *turn, QueueEntry *entries, int count, SagaTurnResult *res
 	int			done;
 
 	outcome = start_transaction();
-	if (outcome == SAGA_TURN_DONE && !identity_principal_is_noted(entries[0].owner))
+	if (outcome == SAGA_TURN_DONE && !access_role_is_noted(entries[0].owner))
 	{
 		/* In a transaction of its own; see there. */
-		identity_note_principal(entries[0].owner);
+		access_note_role(entries[0].owner);
 		CommitTransactionCommand();
 		outcome = start_transaction();
 	}
@@ -208,7 +147,7 @@ turn_transaction(Turn *turn, QueueEntry *entries, int count, SagaTurnResult *res
 	else if (result->leftover > 0)
 		batch_size = Max(1, done);
 	else if (count >= batch_size)
-		batch_size = Min(MAX_BATCH, batch_size * 2);
+		batch_size = Min(SAGA_MAX_BATCH, batch_size * 2);
 	return SAGA_TURN_DONE;
 }
 
