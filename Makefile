@@ -23,7 +23,6 @@ endif
 ifdef COORD_ASSERT
 PG_CFLAGS += -DUSE_ASSERT_CHECKING
 endif
-SHLIB_LINK = $(libpq)
 
 EXTRA_CLEAN = coord--$(EXTVERSION).sql
 

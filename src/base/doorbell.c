@@ -339,14 +339,6 @@ lower_wake_locked(DatabaseSlot *slot, TimestampTz wake_at)
 		slot->next_wake = wake_at;
 }
 
-void
-doorbell_lower_wake(DatabaseSlot *slot, TimestampTz wake_at)
-{
-	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
-	lower_wake_locked(slot, wake_at);
-	LWLockRelease(&coord_shared->lock);
-}
-
 /*
  * Wake up to "count" sleeping workers of a database, and the launcher when it
  * has none at all.  Returns how many slept.  The lock is held.
@@ -361,7 +353,8 @@ wake_locked(Oid database, int count)
 	{
 		WorkerSlot *worker = &coord_shared->workers[i];
 
-		if (worker->state == WORKER_FREE || worker->database != database)
+		if (worker->state == WORKER_FREE || worker->state == WORKER_LEAVING ||
+			worker->database != database)
 			continue;
 		any = true;
 		if (worker->state == WORKER_IDLE && count > 0)

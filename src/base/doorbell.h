@@ -69,7 +69,8 @@ typedef enum WorkerState
 	WORKER_FREE,
 	WORKER_STARTING,			/* asked for, process not there yet */
 	WORKER_RUNNING,
-	WORKER_IDLE
+	WORKER_IDLE,
+	WORKER_LEAVING				/* takes nothing any more, place not free yet */
 } WorkerState;
 
 /* One worker.  State under CoordShared.lock; "current" is the worker's own. */
@@ -147,6 +148,5 @@ extern int	doorbell_pop(DatabaseSlot *slot, QueueEntry *entries, int max);
 extern int	doorbell_push(DatabaseSlot *slot, const QueueEntry *entries, int count);
 extern void doorbell_wake_workers(Oid database, int count);
 extern void doorbell_wake_launcher(void);
-extern void doorbell_lower_wake(DatabaseSlot *slot, TimestampTz wake_at);
 
 #endif							/* COORD_DOORBELL_H */

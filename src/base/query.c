@@ -11,8 +11,8 @@
  * whatever the statistics of a table that is empty at one moment and long at
  * the next happen to say, and once.
  *
- * No user code can run in between: coord's tables have no triggers, rules or
- * policies.  After an error the transaction or subtransaction that is then
+ * No user code can run in between: coord's tables have no rules, no policies,
+ * and no triggers but coord's own.  After an error the transaction or subtransaction that is then
  * aborted restores identity, settings and SPI.
  *
  *-------------------------------------------------------------------------

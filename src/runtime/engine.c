@@ -204,7 +204,7 @@ Datum
 coord_internal_workers(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	static const char *const states[] = {"free", "starting", "running", "idle"};
+	static const char *const states[] = {"free", "starting", "running", "idle", "leaving"};
 
 	InitMaterializedSRF(fcinfo, 0);
 	doorbell_attach();

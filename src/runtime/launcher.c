@@ -104,7 +104,7 @@ count_workers(Oid database, int *free_slot, int *total)
 			continue;
 		}
 		(*total)++;
-		if (worker->database == database)
+		if (worker->database == database && worker->state != WORKER_LEAVING)
 			count++;
 	}
 	return count;
@@ -363,6 +363,11 @@ make_room(void)
 
 		if (worker->state == WORKER_FREE || is_in_long_call(worker, now))
 			continue;
+		if (worker->state == WORKER_LEAVING)
+		{
+			victim = NULL;
+			break;
+		}
 		if (worker->asked_to_stop)
 		{
 			victim = NULL;		/* one is on its way already */
@@ -395,7 +400,8 @@ is_stalled(const DatabaseSlot *slot, TimestampTz now)
 	{
 		WorkerSlot *worker = &coord_shared->workers[i];
 
-		if (worker->state == WORKER_FREE || worker->database != slot->database)
+		if (worker->state == WORKER_FREE || worker->state == WORKER_LEAVING ||
+			worker->database != slot->database)
 			continue;
 		if (!is_in_long_call(worker, now))
 			return false;

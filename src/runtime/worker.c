@@ -258,6 +258,7 @@ call_for_help(int turn_size)
 	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < COORD_MAX_WORKERS; i++)
 		workers += coord_shared->workers[i].state != WORKER_FREE &&
+			coord_shared->workers[i].state != WORKER_LEAVING &&
 			coord_shared->workers[i].database == MyDatabaseId;
 	if (my_database->queued > Max(4 * turn_size, ENOUGH_FOR_A_TURN) && workers < guc_max_workers &&
 		my_database->wanted_workers <= workers)
@@ -319,6 +320,7 @@ work(void)
 			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 							 FAILURE_DELAY_MS,
 							 coord_wait_event(&wait_event, "CoordWorkerFailure"));
+			ResetLatch(MyLatch);
 			break;
 		case SAGA_TURN_HALTED:
 		case SAGA_TURN_GONE:
@@ -367,7 +369,7 @@ idle(TimestampTz idle_since, TimestampTz safety_at)
 	if (home_at <= now)
 	{
 		/* Under the lock: who rings after this finds no worker here. */
-		my_slot->state = WORKER_FREE;
+		my_slot->state = WORKER_LEAVING;
 		LWLockRelease(&coord_shared->lock);
 		finish();
 	}

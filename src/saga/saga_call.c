@@ -286,6 +286,9 @@ check_success(Jsonb *result)
 		value.type != jbvBool || value.val.boolean)
 		return;
 	reason = json_get_text(result, "error");
+	if (reason == NULL && json_get(result, "error", &value) != NULL &&
+		value.type == jbvBinary)
+		reason = JsonbToCString(NULL, value.val.binary.data, value.val.binary.len);
 	ereport(ERROR,
 			(errcode(ERRCODE_RAISE_EXCEPTION),
 			 errmsg("%s", reason ? reason : "the step returned \"success\": false")));
@@ -392,6 +395,7 @@ invoke_timed(Turn *turn, Saga *saga, int ordinal, Phase phase,
 {
 	StepDef    *step = &saga->def->steps[ordinal];
 	CallOutcome outcome;
+	TimestampTz begin = GetCurrentTimestamp();
 	volatile TimestampTz theirs;
 	bool		armed;
 
@@ -409,6 +413,12 @@ invoke_timed(Turn *turn, Saga *saga, int ordinal, Phase phase,
 			disarm_timeout(theirs);
 	}
 	PG_END_TRY();
+
+	/* User code can catch the cancel; it is too late all the same. */
+	if (armed && GetCurrentTimestamp() - begin > step->timeout_ms * INT64CONST(1000))
+		ereport(ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED),
+				 errmsg("the step ran longer than its timeout")));
 	return outcome;
 }
 

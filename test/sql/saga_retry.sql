@@ -171,6 +171,18 @@ CALL coord.run_pending() \gset
 SELECT show('sleeps once');
 SELECT coord.saga_abandon(find('sleeps once'));
 
+-- A step that catches the cancel is too late all the same, and what it did is undone.
+CREATE FUNCTION stubborn(context jsonb) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM note(context, 'stubborn');
+  PERFORM pg_sleep(600);
+EXCEPTION WHEN query_canceled THEN NULL;
+END $$;
+SELECT coord.saga_define('stubborn', ARRAY[coord.step('a', 'stubborn', timeout => '20 ms', max_attempts => 1)]);
+SELECT coord.saga_start('stubborn', key => 'stubborn') IS NOT NULL;
+CALL coord.run_pending() \gset
+SELECT show('stubborn');
+
 -- The caller's own timeout ends the CALL, charges nobody, and leaves the saga as it was.
 SELECT coord.saga_define('sleeps', ARRAY[coord.step('a', 'sleeps')]);
 SELECT coord.saga_start('sleeps', key => 'interrupted') IS NOT NULL;
