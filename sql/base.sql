@@ -43,6 +43,12 @@ CREATE TRIGGER state_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON coo
 CREATE TRIGGER state_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON coord_internal.engine_pause
   FOR EACH STATEMENT EXECUTE FUNCTION coord_internal.state_changed();
 
+-- The launcher and this database's workers, from shared memory.
+CREATE FUNCTION coord_internal.workers(OUT pid int, OUT backend_type text, OUT state text,
+    OUT started_at timestamptz, OUT saga_id bigint, OUT definition bigint, OUT ordinal int,
+    OUT phase text, OUT owner oid, OUT since timestamptz)
+  RETURNS SETOF record AS 'MODULE_PATHNAME', 'coord_internal_workers' LANGUAGE C;
+
 -- The name of each role that owns work, for copies where oids differ.
 CREATE TABLE coord_internal.principal (
   role oid PRIMARY KEY,

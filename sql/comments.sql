@@ -143,6 +143,7 @@ Example: SELECT coord.saga_status(1);$$;
 COMMENT ON FUNCTION coord.saga_output(bigint) IS
 $$The results of a saga's steps so far, as {step: result}.
 id: required. A step that was skipped, has not run, or failed has no member; one whose function returns void has null.
+Reads with the statement's snapshot: in the same statement as coord.saga_wait() it shows what was before.
 Errors: 22004 null; 42704 no such saga, or none that the caller may see.
 Example: SELECT coord.saga_output(1) -> 'charge';$$;
 
@@ -171,20 +172,20 @@ COMMENT ON FUNCTION coord.saga_pause(bigint, text) IS
 $$Stops a saga between two steps until coord.saga_resume(). Never waits for a running step.
 Changes nothing when it is paused, suspended or finished. Its deadline goes on.
 id: required. reason: for coord.saga_log.
-Returns the status at this moment. Errors: 22004 null id; 42704 no such saga.
+Returns the status at this moment. Errors: 22004 null id; 42501 the caller was only given use of it; 42704 no such saga.
 Example: SELECT coord.saga_pause(1, 'payment provider is down');$$;
 
 COMMENT ON FUNCTION coord.saga_resume(bigint, text) IS
 $$Lets a paused saga go on. Changes nothing when it is not paused.
 id: required. reason: for coord.saga_log.
-Returns the status at this moment. Errors: 22004 null id; 42704 no such saga.
+Returns the status at this moment. Errors: 22004 null id; 42501 the caller was only given use of it; 42704 no such saga.
 Example: SELECT coord.saga_resume(1);$$;
 
 COMMENT ON FUNCTION coord.saga_retry(bigint, text, text) IS
 $$Runs again what stopped a suspended saga, with its attempts counted anew; or makes the next attempt now where one waits.
 id: required. step: only this one. NULL: whatever stopped it. reason: for coord.saga_log.
 Returns the status at this moment; unchanged when there is nothing to retry.
-Errors: 22004 null id; 42704 no such saga or step; ZC006 the step is not what stops the saga.
+Errors: 22004 null id; 42501 the caller was only given use of it; 42704 no such saga or step; ZC006 the step is not what stops the saga.
 Example: SELECT coord.saga_retry(1, reason => 'printer has paper again');$$;
 
 COMMENT ON FUNCTION coord.saga_skip(bigint, text, jsonb, text) IS
@@ -193,20 +194,20 @@ Forward: a step that is pending, ready or failed; it becomes skipped and is not 
 Backward: the compensation of the step.
 id, step: required. result: what later steps see as the step's result (forward only). reason: for coord.saga_log.
 Returns the status at this moment.
-Errors: 22004 null; 42704 no such saga or step; ZC006 the step is completed, or has no compensation to skip.
+Errors: 22004 null; 42501 the caller was only given use of it; 42704 no such saga or step; ZC006 the step is completed, or has no compensation to skip.
 Example: SELECT coord.saga_skip(1, 'charge', '{"charged": 0}', 'paid in cash');$$;
 
 COMMENT ON FUNCTION coord.saga_patch(bigint, jsonb, text) IS
 $$Replaces the input of a saga that is not finished; steps that run from now on see the new one.
 id, input: required. reason: for coord.saga_log.
 Returns the status at this moment.
-Errors: 22004 null; 42704 no such saga; ZC006 it is finished.
+Errors: 22004 null; 42501 the caller was only given use of it; 42704 no such saga; ZC006 it is finished.
 Example: SELECT coord.saga_patch(1, '{"order_id": 42, "address": "12 Canal Street"}');$$;
 
 COMMENT ON FUNCTION coord.saga_abandon(bigint, text) IS
 $$Gives a saga up: it is failed, and nothing is undone. A finished saga is left as it is.
 id: required. reason: for coord.saga_log, and the saga's "error".
-Returns the status at this moment. Errors: 22004 null id; 42704 no such saga.
+Returns the status at this moment. Errors: 22004 null id; 42501 the caller was only given use of it; 42704 no such saga.
 Example: SELECT coord.saga_abandon(1, 'refunded by hand');$$;
 
 -- ---------------------------------------------------------------------------
@@ -273,7 +274,7 @@ Errors: 42501; 53000 no background worker slot is free: raise max_worker_process
 Example: SELECT coord.start_worker();$$;
 
 COMMENT ON FUNCTION coord.grant_use(text, text, name) IS
-$$Lets a role use something of another role: with kind saga, start it and see and operate all its instances.
+$$Lets a role use something of another role: with kind saga, start it, and see and cancel all its instances.
 The grantee's sagas run as the grantee, who needs EXECUTE on their functions. It may not define versions.
 kind: saga; queue, subscription, lock and stream are not supported yet. name: of the saga. grantee: a role. All required.
 For members of the saga's owner and of coord_admin.

@@ -7,6 +7,8 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA coord FROM PUBLIC;
 REVOKE ALL ON ALL PROCEDURES IN SCHEMA coord FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA coord, coord_internal FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION coord_internal.adopt_identity(), coord_internal.ring() FROM PUBLIC;
+
 GRANT SELECT ON ALL TABLES IN SCHEMA coord TO coord_reader, pg_monitor;
 GRANT EXECUTE ON FUNCTION
   coord.state_machine(text), coord.saga_status(bigint), coord.saga_output(bigint),

@@ -71,10 +71,6 @@ BEGIN ATOMIC
   SELECT EXISTS (SELECT FROM foreign_rows);
 END;
 
-CREATE FUNCTION coord_internal.workers(OUT pid int, OUT backend_type text, OUT state text,
-    OUT started_at timestamptz, OUT saga_id bigint, OUT definition bigint, OUT ordinal int,
-    OUT phase text, OUT owner oid, OUT since timestamptz)
-  RETURNS SETOF record AS 'MODULE_PATHNAME', 'coord_internal_workers' LANGUAGE C;
 CREATE FUNCTION coord_internal.ring() RETURNS void
   AS 'MODULE_PATHNAME', 'coord_internal_ring' LANGUAGE C;
 
@@ -156,13 +152,16 @@ CREATE VIEW coord.stuck WITH (security_barrier) AS
   WHERE coord_internal.engine_state() = 'disabled'
   UNION ALL
   SELECT 'worker', NULL, current_database(), min(s.wake_at),
-         format(CASE WHEN w.n = 0 THEN 'a worker: %s sagas are due and none runs here'
-                ELSE 'a worker: %s sagas are due for more than a minute and all workers are busy' END, count(*)),
+         CASE WHEN w.n = 0 THEN 'a worker: none runs here, and due sagas: '
+              ELSE 'a worker: all are in long steps, and due sagas: ' END || count(*),
          CASE WHEN w.n = 0 THEN 'Add coord to shared_preload_libraries; raise max_worker_processes when the log says so; or drain with CALL coord.run_pending().'
               ELSE 'coord.workers shows what they do; raise coord.max_workers if that is how it should be.' END,
          'SELECT coord.start_worker()'
   FROM coord_internal.saga s
-  CROSS JOIN (SELECT count(*) AS n FROM coord_internal.workers() WHERE backend_type = 'coord worker') w
+  CROSS JOIN (SELECT count(*) AS n, count(*) FILTER (WHERE since < clock_timestamp() - '1 min'::interval) AS long
+              FROM coord_internal.workers() WHERE backend_type = 'coord worker') w
   WHERE s.wake_at < coord_internal.now() - '1 min'::interval
+    AND w.n = w.long
+    AND s.id NOT IN (SELECT saga_id FROM coord_internal.workers() WHERE saga_id IS NOT NULL)
     AND coord_internal.engine_state() = 'running'
   GROUP BY w.n;

@@ -51,12 +51,18 @@ CREATE VIEW coord.sagas WITH (security_barrier) AS
 
 CREATE VIEW coord.saga_steps WITH (security_barrier) AS
   SELECT s.id AS saga_id, (d.ordinal - 1)::int AS ordinal, d.step ->> 'name' AS step, NULL::int AS item,
-         coalesce(t.phase, 'action') AS phase, coalesce(t.status, 'pending') AS status,
-         coalesce(t.attempt, 0) AS attempt, t.result, t.error, t.sqlstate,
-         t.error_detail, t.error_context, t.next_attempt_at, t.started_at, t.finished_at
+         coalesce(w.phase, t.phase, 'action') AS phase,
+         CASE w.phase WHEN 'action' THEN 'running' WHEN 'compensation' THEN 'compensating'
+           ELSE coalesce(t.status, 'pending') END AS status,
+         -- a running attempt is not written down before it ends
+         CASE WHEN w.phase IS DISTINCT FROM t.phase AND w.phase IS NOT NULL THEN 0
+           ELSE coalesce(t.attempt, 0) END + (w.phase IS NOT NULL)::int AS attempt,
+         t.result, t.error, t.sqlstate,
+         t.error_detail, t.error_context, t.next_attempt_at, coalesce(t.started_at, w.since) AS started_at, t.finished_at
   FROM coord_internal.live_saga s
   CROSS JOIN LATERAL jsonb_array_elements(s.definition -> 'steps') WITH ORDINALITY AS d (step, ordinal)
   LEFT JOIN coord_internal.saga_step t ON t.saga_id = s.id AND t.ordinal = d.ordinal - 1
+  LEFT JOIN coord_internal.workers() w ON w.saga_id = s.id AND w.ordinal = d.ordinal - 1
   UNION ALL
   SELECT a.id, (d.ordinal - 1)::int, d.step ->> 'step', NULL,
          coalesce(d.step ->> 'phase', 'action'), d.step ->> 'status',
@@ -167,8 +173,11 @@ CREATE FUNCTION coord.saga_picture(id bigint, format text DEFAULT 'mermaid') RET
 BEGIN ATOMIC
   SELECT coord_internal.picture(
       coalesce((SELECT d.definition FROM coord.saga_definitions d
-                WHERE (d.name, d.version) = (s.name, s.version)),
-               -- the definition is gone: the steps in a row
+                WHERE (d.name, d.version) = (s.name, s.version)
+                  AND (SELECT array_agg(e.step ->> 'name' ORDER BY e.n)
+                       FROM jsonb_array_elements(d.definition -> 'steps') WITH ORDINALITY AS e (step, n))
+                    = (SELECT array_agg(t.step ORDER BY t.ordinal) FROM coord.saga_steps t WHERE t.saga_id = s.id)),
+               -- the definition is gone, or the name was used again: the steps in a row
                (SELECT jsonb_build_object('steps', jsonb_agg(jsonb_build_object('name', t.step,
                   'after', CASE WHEN t.before IS NULL THEN '[]' ELSE jsonb_build_array(t.before) END) ORDER BY t.ordinal))
                 FROM (SELECT step, ordinal, lag(step) OVER (ORDER BY ordinal) AS before

@@ -38,8 +38,8 @@ PG_FUNCTION_INFO_V1(coord_internal_role_name);
 PG_FUNCTION_INFO_V1(coord_internal_sees_all);
 
 /*
- * Does "role" see every row of coord's views?  coord_admin and pg_monitor do,
- * and superusers, who are members of every role.
+ * May "role" see and operate everything?  Superusers and members of coord_admin
+ * may.  (pg_monitor only sees: coord_internal.sees_all().)
  */
 bool
 access_sees_all(Oid role)

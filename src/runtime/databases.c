@@ -6,7 +6,8 @@
  * DROP DATABASE, RENAME, SET TABLESPACE and CREATE DATABASE .. TEMPLATE want a
  * database to which nobody is connected.  The utility hook sends coord's workers
  * home first, waits until they are gone, and lets none in until the statement
- * has ended, however it ends.  The hook also rings after COMMIT PREPARED, whose
+ * has ended, however it ends.  DROP EXTENSION coord does the same in its own
+ * database, lest it wait for a step that takes an hour.  The hook also rings after COMMIT PREPARED, whose
  * commit callback runs in a session that knows nothing of what was prepared.
  *
  * Works in sessions that have the library, that is with preload.
@@ -121,6 +122,23 @@ release_database(DatabaseSlot *slot)
 	doorbell_wake_launcher();
 }
 
+/* Is it DROP EXTENSION coord? */
+static bool
+drops_coord(Node *statement)
+{
+	ListCell   *cell;
+
+	if (!IsA(statement, DropStmt) ||
+		((DropStmt *) statement)->removeType != OBJECT_EXTENSION)
+		return false;
+	foreach(cell, ((DropStmt *) statement)->objects)
+	{
+		if (strcmp(strVal(lfirst(cell)), "coord") == 0)
+			return true;
+	}
+	return false;
+}
+
 static void
 utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 			 ProcessUtilityContext context, ParamListInfo params,
@@ -142,6 +160,12 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 			doorbell_attach();
 			slot = doorbell_database(database, true);
 		}
+	}
+
+	else if (drops_coord(statement) && superuser())
+	{
+		doorbell_attach();
+		slot = doorbell_database(MyDatabaseId, true);
 	}
 
 	PG_TRY();

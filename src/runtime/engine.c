@@ -51,6 +51,16 @@ check_admin(const char *function)
 				 errdetail("It is for members of coord_admin.")));
 }
 
+/* An operator must be able to see later who did it. */
+static void
+log_engine(const char *what, const char *reason)
+{
+	ereport(LOG,
+			(errmsg("coord: engine of database %u %s by role \"%s\"", MyDatabaseId, what,
+					GetUserNameFromId(GetUserId(), true)),
+			 reason ? errdetail("Reason: %s", reason) : 0));
+}
+
 /* Stop the engine: true if it was not paused already. */
 static bool
 pause_engine(const char *reason)
@@ -74,7 +84,10 @@ pause_engine(const char *reason)
 	values[2] = reason ? CStringGetTextDatum(reason) : (Datum) 0;
 	changed = query_run(&insert, values, nulls, 0) > 0;
 	query_end(&scope);
+	access_refresh_roles();
 	installation_state_changed();
+	if (changed)
+		log_engine("paused", reason);
 	return changed;
 }
 
@@ -112,6 +125,8 @@ coord_resume(PG_FUNCTION_ARGS)
 	query_end(&scope);
 	installation_state_changed();
 	doorbell_resume_at_commit();
+	if (changed)
+		log_engine("resumed", check_optional_text(fcinfo, 0));
 	PG_RETURN_BOOL(changed);
 }
 

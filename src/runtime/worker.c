@@ -50,7 +50,7 @@
 
 /* Sagas worth a commit, and how long to wait for them under load. */
 #define ENOUGH_FOR_A_TURN 16
-#define LOADED_COUNT 1.5
+#define LOADED_COUNT 1.25
 #define GATHER_MS 1
 
 /* After a turn that could not be made. */

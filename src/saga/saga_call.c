@@ -24,7 +24,6 @@
  */
 #include "postgres.h"
 
-#include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_proc.h"
@@ -146,23 +145,6 @@ enter_user(Turn *turn, const Saga *saga)
 	turn->in_user = true;
 }
 
-/* Is the function still one that saga_define() would take? */
-static bool
-has_right_signature(Oid oid)
-{
-	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(oid));
-	Form_pg_proc proc;
-	bool		result;
-
-	if (!HeapTupleIsValid(tuple))
-		return false;
-	proc = (Form_pg_proc) GETSTRUCT(tuple);
-	result = proc->prokind == PROKIND_FUNCTION && !proc->proretset &&
-		(proc->prorettype == JSONBOID || proc->prorettype == VOIDOID);
-	ReleaseSysCache(tuple);
-	return result;
-}
-
 /*
  * The function of a call, resolved as the owner.  Returns NULL and says why
  * when it cannot be run; that is for an operator to mend and charges nothing.
@@ -192,7 +174,7 @@ find_function(Turn *turn, const Saga *saga, const char *name, char **reason)
 	oid = saga_function_usable(name, saga->owner);
 	if (!OidIsValid(oid))
 		*reason = psprintf("function %s(jsonb) does not exist, or its schema may not be used", name);
-	else if (!has_right_signature(oid))
+	else if (saga_function_problem(oid) != NULL)
 		*reason = psprintf("function %s(jsonb) does not return jsonb or void any more", name);
 	else if (coord_function_aclcheck(oid, saga->owner) != ACLCHECK_OK)
 		*reason = psprintf("permission denied for function %s", name);

@@ -16,6 +16,7 @@
 #include "common/hashfn.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -647,6 +648,21 @@ coord_saga_define_json(PG_FUNCTION_ARGS)
 	PG_RETURN_INT32(define(name, PG_GETARG_JSONB_P(1)));
 }
 
+/*
+ * Lock a name until the end of the transaction: starts in AccessShareLock, drop
+ * in AccessExclusiveLock.  Not the name's row, which all starts would write
+ * their lock into.
+ */
+void
+saga_lock_name(const char *name, LOCKMODE mode)
+{
+	Oid			relation = get_relname_relid("saga_name",
+											 get_namespace_oid("coord_internal", false));
+	uint32		hash = DatumGetUInt32(hash_any((const unsigned char *) name, strlen(name)));
+
+	LockDatabaseObject(relation, (Oid) hash, 0, mode);
+}
+
 /* Lock a name that the current user may change; its active version. */
 static int
 lock_own_name(const char *name)
@@ -714,18 +730,15 @@ coord_saga_activate(PG_FUNCTION_ARGS)
 /*
  * coord.saga_drop(name): false when there is no such saga.
  *
- * Why no instance can be left without its definition: a start takes
- * RowExclusiveLock on coord_internal.saga before it looks the name up, and this
- * takes ShareLock on it before it counts.  A start that came first is waited
- * for and counted; one that comes later looks up after this has committed and
- * finds no name.
+ * Why no instance can be left without its definition: a start takes a weak lock
+ * on the name before it looks the name up, and this takes a strong one before
+ * it counts.  A start that came first is waited for and counted; one that comes
+ * later looks up after this has committed and finds no name.  Nobody else waits:
+ * the lock is the name's alone.
  */
 Datum
 coord_saga_drop(PG_FUNCTION_ARGS)
 {
-	static Statement lock_sagas = {
-		"LOCK TABLE coord_internal.saga IN SHARE MODE", 0, {0}
-	};
 	static Statement running = {
 		"SELECT count(*) FROM coord_internal.saga s"
 		" JOIN coord_internal.saga_version v ON v.id = s.definition"
@@ -755,11 +768,11 @@ coord_saga_drop(PG_FUNCTION_ARGS)
 	if (!OidIsValid(owner) ||
 		(!is_member_of_role(user, owner) && !access_sees_all(user)))
 		PG_RETURN_BOOL(false);	/* to him there is no such saga */
+	saga_lock_name(name, AccessExclusiveLock);
 	(void) lock_own_name(name);
 
 	query_begin(&scope);
 	value = CStringGetTextDatum(name);
-	query_run(&lock_sagas, NULL, NULL, 0);
 	query_run_latest(&running, &value, NULL, 0);
 	instances = DatumGetInt64(query_value(0, 1, &isnull));
 	if (instances > 0)

@@ -244,6 +244,44 @@ saga_function_usable(const char *qualified, Oid role)
 }
 
 /*
+ * Why a function cannot be an action or a compensation; NULL: it can.
+ */
+const char *
+saga_function_problem(Oid function)
+{
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+	Form_pg_proc proc;
+	const char *problem = NULL;
+
+	if (!HeapTupleIsValid(tuple))
+		return "It does not exist any more.";
+	proc = (Form_pg_proc) GETSTRUCT(tuple);
+	if (proc->prokind != PROKIND_FUNCTION)
+		problem = "It is not a function.";
+	else if (isAnyTempNamespace(proc->pronamespace))
+		problem = "It is in a temporary schema.";
+	else if (proc->proretset)
+		problem = "It returns a set.";
+	else if (proc->prorettype != JSONBOID && proc->prorettype != VOIDOID)
+		problem = psprintf("It returns %s.", format_type_be(proc->prorettype));
+	ReleaseSysCache(tuple);
+	return problem;
+}
+
+static void
+check_function(Oid function, const char *name, const char *member, const char *step)
+{
+	const char *problem = saga_function_problem(function);
+
+	if (problem != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
+				 errmsg("%s cannot be the %s of step \"%s\"", name, member, step),
+				 errdetail("%s", problem),
+				 errhint("It must be a function f(jsonb) that returns jsonb or void.")));
+}
+
+/*
  * Check the function of a step and return its schema-qualified name.
  */
 static char *
@@ -254,7 +292,6 @@ resolve_function(StepDef *step, const char *member, const char *name)
 	HeapTuple	tuple;
 	Form_pg_proc proc;
 	char	   *result;
-	char	   *problem = NULL;
 
 	if (!OidIsValid(oid))
 		ereport(ERROR,
@@ -263,24 +300,11 @@ resolve_function(StepDef *step, const char *member, const char *name)
 				 errdetail("It is the %s of step \"%s\".", member, step->name),
 				 errhint("An action or compensation is a function with one argument of type jsonb, looked up in the current search_path and stored with its schema.")));
 
+	check_function(oid, name, member, step->name);
 	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(oid));
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for function %u", oid);
 	proc = (Form_pg_proc) GETSTRUCT(tuple);
-	if (proc->prokind != PROKIND_FUNCTION)
-		problem = "It is not a function.";
-	else if (isAnyTempNamespace(proc->pronamespace))
-		problem = "It is in a temporary schema.";
-	else if (proc->proretset)
-		problem = "It returns a set.";
-	else if (proc->prorettype != JSONBOID && proc->prorettype != VOIDOID)
-		problem = psprintf("It returns %s.", format_type_be(proc->prorettype));
-	if (problem != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
-				 errmsg("%s cannot be the %s of step \"%s\"", name, member, step->name),
-				 errdetail("%s", problem),
-				 errhint("It must be a function f(jsonb) that returns jsonb or void.")));
 	result = quote_qualified_identifier(get_namespace_name(proc->pronamespace),
 										NameStr(proc->proname));
 	ReleaseSysCache(tuple);
@@ -833,6 +857,8 @@ saga_definition_check_execute(const SagaDef *def, Oid role)
 						 errmsg("function %s(jsonb) does not exist", functions[j]),
 						 errdetail("Step \"%s\" of saga \"%s\" version %d uses it.",
 								   def->steps[i].name, def->name, def->version)));
+			check_function(oid, functions[j], j == 0 ? "action" : "compensation",
+						   def->steps[i].name);
 			if (coord_function_aclcheck(oid, role) != ACLCHECK_OK)
 				ereport(ERROR,
 						(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),

@@ -10,6 +10,7 @@
 
 #include "postgres.h"
 
+#include "storage/lockdefs.h"
 #include "utils/jsonpath.h"
 
 #include "base/check.h"
@@ -70,6 +71,8 @@ extern SagaDef *saga_definition_by_id(int64 id);
 extern int64 saga_definition_lookup(const char *name, int version);
 extern void saga_definition_check_execute(const SagaDef *def, Oid role);
 extern Oid	saga_function_usable(const char *qualified, Oid role);
+extern void saga_lock_name(const char *name, LOCKMODE mode);
+extern const char *saga_function_problem(Oid function);
 extern int	saga_step_ordinal(const SagaDef *def, const char *name);
 
 #endif							/* COORD_SAGA_DEFINITION_H */

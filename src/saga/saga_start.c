@@ -15,7 +15,6 @@
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "miscadmin.h"
-#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -224,8 +223,7 @@ saga_start(const StartOptions *options, bool *existing)
 				 errhint("It is return, error or restart_failed.")));
 
 	/* See coord_saga_drop(): this lock comes before the look-up. */
-	LockRelationOid(get_relname_relid("saga", get_namespace_oid("coord_internal", false)),
-					RowExclusiveLock);
+	saga_lock_name(options->name, AccessShareLock);
 	def = saga_definition_by_id(saga_definition_lookup(options->name, options->version));
 	saga_definition_check_execute(def, user);
 	deadline = options->deadline ? options->deadline : def->deadline;
