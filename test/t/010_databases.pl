@@ -80,7 +80,7 @@ foreach my $how ('idle', 'busy')
     wait_until($admin, 1, q{SELECT count(*) } . WORKERS . q{ AND wait_event = 'PgSleep'}, "moved_$how");
     is(one($dbh, q{SELECT string_agg(status || ' ' || step || ' ' || attempt, ', ' ORDER BY ordinal)
         FROM coord.saga_steps WHERE saga_id IN (SELECT id FROM coord.sagas WHERE name = 'napping')}),
-      'completed before 1, pending nap 0', 'the step that was broken off counts no attempt');
+      'completed before 1, running nap 1', 'the step that was broken off counts no attempt');
     is(one($dbh, q{SELECT count(*) FROM effect WHERE step = 'nap'}), 0,
       'and left nothing');
     is(one($dbh, q{SELECT count(*) FROM effect WHERE saga IN (SELECT id FROM coord.sagas WHERE name = 'napping')}),

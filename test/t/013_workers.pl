@@ -275,7 +275,7 @@ ok(wait_for_log_line($node, qr/LOG: .*coord: no background worker could be start
 is(one($dbh, q{SELECT coord.saga_status(?)}, $id), 'running', 'the saga waits');
 # What says it in the database, by a clock that is ahead.
 $dbh->do(q{SET coord.test_now = '2100-01-01'});
-is(one($dbh, q{SELECT waits_for FROM coord.stuck WHERE kind = 'worker'}), 'a worker: 2 sagas are due and none runs here',
+is(one($dbh, q{SELECT waits_for FROM coord.stuck WHERE kind = 'worker'}), 'a worker: none runs here, and due sagas: 2',
   'coord.stuck says that a worker is missing');
 is(one($dbh, q{SELECT repair FROM coord.stuck WHERE kind = 'worker'}), 'SELECT coord.start_worker()', 'and what to do');
 like(error_of($dbh, q{SELECT coord.start_worker()}), qr/^53\d\d\d could not start a background worker/,
