@@ -65,6 +65,9 @@
 #define EXHAUSTED_RETRY_US (5 * USECS_PER_SEC)
 #define MAX_RETRY_US (60 * USECS_PER_SEC)
 
+/* The log says it once in this time, however many databases starve. */
+#define SAY_AGAIN_US (10 * 60 * USECS_PER_SEC)
+
 /* Handles of workers by slot, to see those that never start. */
 static BackgroundWorkerHandle *handles[COORD_MAX_WORKERS];
 
@@ -299,6 +302,7 @@ check_wanted(DatabaseSlot *slot)
 static TimestampTz
 start_worker(DatabaseSlot *slot, TimestampTz now)
 {
+	static TimestampTz said_at = 0;
 	bool		exists;
 	bool		exhausted;
 	Oid			role = worker_role(slot->database, &exists);
@@ -323,11 +327,15 @@ start_worker(DatabaseSlot *slot, TimestampTz now)
 	}
 	if (!exhausted)
 		return 0;				/* one of coord's own will end and ring */
-	if (slot->starved++ == QUICK_RETRIES)
+	if (slot->starved++ >= QUICK_RETRIES &&
+		(said_at == 0 || now < said_at || now - said_at > SAY_AGAIN_US))
+	{
+		said_at = now;
 		ereport(LOG,
 				(errmsg("coord: no background worker could be started for database %u",
 						slot->database),
 				 errhint("Raise max_worker_processes.")));
+	}
 	slot->retry_at = now + (slot->starved <= QUICK_RETRIES ? QUICK_RETRY_US :
 							EXHAUSTED_RETRY_US);
 	return slot->retry_at;

@@ -418,6 +418,7 @@ charge_suspect(Turn *turn, Saga *saga, int ordinal)
 	state->dirty = true;
 	saga->dirty = true;
 	saga_suspect_charge(saga->id, ordinal, state->phase);
+	saga->not_now = true;		/* but in the next transaction, by this process */
 	turn->end = true;
 	if (state->phase == PHASE_ACTION)
 		push_ready(saga, ordinal);

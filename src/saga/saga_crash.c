@@ -160,7 +160,7 @@ void
 saga_crash_detach(void)
 {
 	saga_crash_leave();
-	saga_suspect_release();
+	saga_suspect_release(true);
 }
 
 /* User code of a saga is about to run. */
@@ -243,17 +243,23 @@ saga_suspect_acquire(int64 saga)
 	return free;
 }
 
-/* The transaction in which suspects were advanced is over. */
+/*
+ * The transaction in which a suspect was advanced is over.  One whose attempt is
+ * charged and not yet made is kept, unless "all": were another one run in
+ * between and crashed the server, the charge would have been for nothing.
+ */
 void
-saga_suspect_release(void)
+saga_suspect_release(bool all)
 {
 	if (coord_shared == NULL || coord_shared->nsuspects == 0)
 		return;
 	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < coord_shared->nsuspects; i++)
 	{
-		if (coord_shared->suspects[i].runner == MyProcPid)
-			coord_shared->suspects[i].runner = 0;
+		Suspect    *suspect = &coord_shared->suspects[i];
+
+		if (suspect->runner == MyProcPid && (all || suspect->charged_ordinal < 0))
+			suspect->runner = 0;
 	}
 	LWLockRelease(&coord_shared->lock);
 }

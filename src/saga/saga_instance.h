@@ -205,7 +205,7 @@ extern bool saga_crash_interrupted(void);
 extern void saga_crash_leave(void);
 extern bool saga_is_suspect(int64 saga);
 extern bool saga_suspect_acquire(int64 saga);
-extern void saga_suspect_release(void);
+extern void saga_suspect_release(bool all);
 extern bool saga_suspect_charged(int64 saga, int ordinal, Phase phase);
 extern void saga_suspect_charge(int64 saga, int ordinal, Phase phase);
 extern void saga_suspect_clear(int64 saga);

@@ -140,7 +140,7 @@ turn_transaction(Turn *turn, QueueEntry *entries, int count, SagaTurnResult *res
 	}
 	result->steps = turn->calls;
 	CommitTransactionCommand();
-	saga_suspect_release();
+	saga_suspect_release(false);
 
 	if (result->fresh)
 		batch_size = 1;
@@ -206,7 +206,7 @@ saga_worker_turn(QueueEntry *entries, int count, SagaTurnResult *result)
 		else if (count > 1)
 			singly = count;
 		saga_crash_leave();
-		saga_suspect_release();
+		saga_suspect_release(true);
 		(void) saga_crash_interrupted();
 		AbortCurrentTransaction();
 		identity_forget_session();
