@@ -45,6 +45,7 @@
 #include "saga/saga.h"
 
 #define SAFETY_SCAN_US (30 * USECS_PER_SEC)
+#define FRESH_SCAN_US (1 * USECS_PER_SEC)
 #define HOUSEKEEPING_US (60 * USECS_PER_SEC)
 #define MAX_STAGED 256
 
@@ -119,6 +120,7 @@ scan_tables(bool from_start)
 	TimestampTz mark_at;
 	int64		mark_id;
 	QueueEntry *entries;
+	bool		dropped = false;
 	int			room;
 	int			count;
 
@@ -142,19 +144,26 @@ scan_tables(bool from_start)
 	slot->next_wake = 0;
 	LWLockRelease(&coord_shared->lock);
 
+	/*
+	 * Before the snapshot: what commits after it and was due by then, its
+	 * commit callback, which looks at the clock later, puts into the queue.
+	 */
+	until = clock_now();
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	if (!installation_lock(AccessShareLock))
 		finish();
 	installation_check();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	until = clock_now();
 	entries = palloc(sizeof(QueueEntry) * Max(room, 1));
 	if (from_start)
-		(void) doorbell_push(slot, entries, saga_scan_priority(until, entries, room / 2));
-	room = COORD_QUEUE_SIZE - slot->queued;
+	{
+		count = saga_scan_priority(until, entries, room / 2);
+		dropped = doorbell_push(slot, entries, count) < count;
+	}
+	room = Min(room, COORD_QUEUE_SIZE - (int) slot->queued);
 	count = saga_scan_due(mark_at, mark_id, until, entries, room, &mark_at, &mark_id);
-	(void) doorbell_push(slot, entries, count);
+	dropped = doorbell_push(slot, entries, count) < count || dropped;
 	if (count < room)
 		next = saga_next_wake(until);
 	PopActiveSnapshot();
@@ -173,6 +182,9 @@ scan_tables(bool from_start)
 		slot->mark_id = mark_id;
 		slot->more = true;
 	}
+	/* Commits may have taken the room meanwhile: what was read is read again. */
+	if (dropped)
+		slot->scan = true;
 	if (next != 0 && (slot->next_wake == 0 || next < slot->next_wake))
 		slot->next_wake = next;
 	slot->scanning = false;
@@ -339,9 +351,10 @@ work(void)
 
 /*
  * Nothing in hand: sleep until somebody rings, a timer or a safety scan is due,
- * or it is time to go home.
+ * or it is time to go home.  Returns false when it is, but the tables have not
+ * been read from the start just before: nobody will look after this one left.
  */
-static void
+static bool
 idle(TimestampTz idle_since, TimestampTz safety_at)
 {
 	static uint32 wait_event = 0;
@@ -354,7 +367,7 @@ idle(TimestampTz idle_since, TimestampTz safety_at)
 	if (slot->queued > 0 || slot->scan || slot->requests || slot->more)
 	{
 		LWLockRelease(&coord_shared->lock);
-		return;
+		return true;
 	}
 	if (slot->next_wake != 0)
 	{
@@ -365,6 +378,11 @@ idle(TimestampTz idle_since, TimestampTz safety_at)
 		/* To stay is cheaper than to come back soon. */
 		if (slot->next_wake < home_at + USECS_PER_SEC)
 			home_at = DT_NOEND;
+	}
+	if (home_at <= now && safety_at - now < SAFETY_SCAN_US - FRESH_SCAN_US)
+	{
+		LWLockRelease(&coord_shared->lock);
+		return false;
 	}
 	if (home_at <= now)
 	{
@@ -384,6 +402,7 @@ idle(TimestampTz idle_since, TimestampTz safety_at)
 						 coord_wait_event(&wait_event, "CoordWorkerMain"));
 	ResetLatch(MyLatch);
 	my_slot->state = WORKER_RUNNING;
+	return true;
 }
 
 /* The loop; ends by finish() or an error. */
@@ -454,7 +473,8 @@ run(void)
 			scan_tables(false);
 			continue;
 		}
-		idle(idle_since, safety_at);
+		if (!idle(idle_since, safety_at))
+			safety_at = 0;
 	}
 }
 
