@@ -49,7 +49,10 @@ foreach my $point (qw(saga_after_call saga_before_flush saga_after_flush))
       my $key = "$name " . ++$number;
       push @keys, [ $name, $key ];
     }
-    $node->safe_psql('postgres', join ';', map { "SELECT coord.saga_start('$_->[0]', key => '$_->[1]')" } @keys);
+    # The server may be gone before the client has its answer: then the key, like
+    # a real client's, makes it safe to start again below.
+    $node->psql('postgres', join(';', map { "SELECT coord.saga_start('$_->[0]', key => '$_->[1]')" } @keys),
+      on_error_die => 0, on_error_stop => 0);
     if ($action eq 'crash')
     {
       # The server goes down with its worker, restart_after_crash being off.
@@ -78,7 +81,7 @@ foreach my $point (qw(saga_after_call saga_before_flush saga_after_flush))
     foreach my $case (@keys)
     {
       my ($name, $key) = @$case;
-      my $id = $node->safe_psql('postgres', "SELECT coord.saga_find('$name', '$key')");
+      my $id = $node->safe_psql('postgres', "SELECT coord.saga_start('$name', key => '$key')");
       my $status = $node->safe_psql('postgres', "SELECT coord.saga_wait($id, '30 s')");
       if ($action eq 'error')
       {
