@@ -361,7 +361,7 @@ idle(TimestampTz idle_since, TimestampTz safety_at)
 	DatabaseSlot *slot = my_database;
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz home_at = idle_since + guc_worker_idle_timeout * INT64CONST(1000);
-	TimestampTz until = Min(home_at, safety_at);
+	TimestampTz until;
 
 	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
 	if (slot->queued > 0 || slot->scan || slot->requests || slot->more)
@@ -369,16 +369,14 @@ idle(TimestampTz idle_since, TimestampTz safety_at)
 		LWLockRelease(&coord_shared->lock);
 		return true;
 	}
-	if (slot->next_wake != 0)
-	{
-		/* A pinned clock does not move; the test that moves it rings. */
-		if (!clock_is_set())
-			until = Min(until, slot->next_wake);
+	/* To stay is cheaper than to come back soon. */
+	if (slot->next_wake != 0 && slot->next_wake < home_at + USECS_PER_SEC)
+		home_at = DT_NOEND;
+	until = Min(home_at, safety_at);
 
-		/* To stay is cheaper than to come back soon. */
-		if (slot->next_wake < home_at + USECS_PER_SEC)
-			home_at = DT_NOEND;
-	}
+	/* A pinned clock does not move; the test that moves it rings. */
+	if (slot->next_wake != 0 && !clock_is_set())
+		until = Min(until, slot->next_wake);
 	if (home_at <= now && safety_at - now < SAFETY_SCAN_US - FRESH_SCAN_US)
 	{
 		LWLockRelease(&coord_shared->lock);
