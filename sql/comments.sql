@@ -34,10 +34,43 @@ max_attempts: per phase. NULL: 3 for the action, 25 for the compensation.
 retry_delay, retry_backoff, retry_max_delay: before attempt n+1 it waits a random time between 0 and the lesser of
   retry_max_delay and retry_delay * retry_backoff ^ (n-1).
 retry_on: SQLSTATEs, two-character classes or '*'. NULL: 08, 40, 53, 57, 55P03, 58030.
-queue, server, for_each, max_parallel, max_failed_items: not supported yet, refused by coord.saga_define().
+queue: hand the step out as a task to workers outside the database, see coord.task_claim(). action (default: the step's
+  name) and compensation are then labels for the worker, and max_attempts defaults to 25.
+for_each: a path on the context document; the step runs once for each of its items (no unwrapping: '$.input.items[*]'),
+  side by side. The function finds "item" and "index" (from 0) in its document; the step's result is the array of
+  the items' results in their order. Attempts are counted, and compensations run, for each item.
+max_parallel: items in hand at a time. NULL: no limit.
+max_failed_items: how many items may fail for good; their result is null. One more fails the step. Default: 0.
+server: not supported yet, refused by coord.saga_define().
 Returns the step as a JSON object.
 Errors: 22004 name is null, or an array contains null.
 Example: coord.step('charge', 'shop.charge', compensation => 'shop.refund', max_attempts => 5)$$;
+
+COMMENT ON FUNCTION coord.step_signal(text, text, interval, text, text[], jsonpath) IS
+$$Describes a step that waits for coord.saga_signal(). Checks nothing and changes nothing.
+name, signal: required, 1 to 200 bytes. Several steps may wait for signals of one name; each takes one, in order.
+timeout: how long it waits, from when the step begins. NULL: as long as it takes.
+on_timeout: fail (default): the step fails with 57014; continue: it is completed with result null.
+after, condition: as in coord.step().
+Returns the step as a JSON object. Its result will be the signal's payload; one with "success": false fails the step.
+Errors: 22004 name or signal is null.
+Example: coord.step_signal('approval', 'approved', timeout => '2 days')$$;
+
+COMMENT ON FUNCTION coord.step_sleep(text, interval, text[], jsonpath) IS
+$$Describes a step that lets time pass. Checks nothing and changes nothing.
+name: required. duration: required, positive, from when the step begins.
+after, condition: as in coord.step().
+Returns the step as a JSON object. Its result will be null. Errors: 22004 name or duration is null.
+Example: coord.step_sleep('cool_off', '14 days')$$;
+
+COMMENT ON FUNCTION coord.step_saga(text, text, jsonpath, text[], jsonpath) IS
+$$Describes a step that is another saga, started when the step begins, for the same owner, with the same correlation id.
+name: required. saga: required, its name; looked up when the step begins.
+input: a path on the context document; its first item is the input of that saga.
+after, condition: as in coord.step().
+Returns the step as a JSON object. Its result will be that saga's output. It fails when that saga fails or is compensated;
+cancelling reaches down, and to compensate the step is to compensate all of that saga. Errors: 22004 name or saga is null.
+Example: coord.step_saga('payment', 'pay', input => '$.input.payment')$$;
 
 COMMENT ON FUNCTION coord.saga_define(text, jsonb[], interval, text, boolean) IS
 $$Defines a saga, or a new version of it, which becomes the active one.
@@ -157,6 +190,15 @@ Example: SELECT coord.saga_find('order', 'order-42');$$;
 -- ---------------------------------------------------------------------------
 -- Operating
 -- ---------------------------------------------------------------------------
+
+COMMENT ON FUNCTION coord.saga_signal(bigint, text, jsonb, text) IS
+$$Sends a signal to a saga; a step made by coord.step_signal() takes it. One that comes early is kept; signals of one name are
+taken in the order in which they came. Never waits for a running step. A finished saga is left as it is.
+id, signal: required. payload: the step's result; an object with "success": false fails the step.
+signal_id: a second signal of the same name and id is left out, so repeating is harmless. NULL: every signal counts.
+Returns the status at this moment.
+Errors: 22004 null; 42704 no such saga, or no step of its definition waits for such a signal; 42622 signal_id too long.
+Example: SELECT coord.saga_signal(1, 'approved', '{"by": "ann"}', signal_id => 'form-7');$$;
 
 COMMENT ON FUNCTION coord.saga_cancel(bigint, text, boolean) IS
 $$Cancels a saga: no further step runs, and what was completed is compensated.

@@ -18,6 +18,8 @@ GRANT EXECUTE ON FUNCTION
 GRANT EXECUTE ON FUNCTION
   coord.step(text, text, text, text[], text, name, boolean, boolean, jsonpath, text, jsonpath,
              int, int, interval, int, interval, float8, interval, text[]),
+  coord.step_signal(text, text, interval, text, text[], jsonpath), coord.step_sleep(text, interval, text[], jsonpath),
+  coord.step_saga(text, text, jsonpath, text[], jsonpath), coord.saga_signal(bigint, text, jsonb, text),
   coord.saga_define(text, jsonb[], interval, text, boolean),
   coord.saga_define_json(text, jsonb), coord.saga_activate(text, int), coord.saga_drop(text),
   coord.saga_start(text, jsonb, text, uuid, int, timestamptz, interval, int, jsonb, text),

@@ -32,7 +32,7 @@ CREATE TABLE coord_internal.saga (
   home bigint NOT NULL,
   owner oid NOT NULL,
   status text NOT NULL DEFAULT 'running' CONSTRAINT saga_status CHECK
-    (status IN ('running', 'paused', 'suspended', 'compensating')),
+    (status IN ('running', 'paused', 'suspended', 'compensating', 'completed')),
   backward boolean NOT NULL DEFAULT false,
   cause text CONSTRAINT saga_cause CHECK
     (cause IN ('step_failed', 'cancelled', 'deadline', 'abandoned')),
@@ -48,7 +48,9 @@ CREATE TABLE coord_internal.saga (
   wake_at timestamptz,
   deadline_at timestamptz,
   next_sequence integer NOT NULL DEFAULT 1,
-  has_steps boolean NOT NULL DEFAULT false
+  has_steps boolean NOT NULL DEFAULT false,
+  parent_id bigint,                             -- the saga that has this one as a step
+  finished_at timestamptz                       -- completed, and kept until the parent is finished
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02,
         autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0,
         autovacuum_vacuum_insert_threshold = -1,
@@ -78,6 +80,9 @@ CREATE TABLE coord_internal.saga_step (
   next_attempt_at timestamptz,
   started_at timestamptz,
   finished_at timestamptz,
+  waiting boolean NOT NULL DEFAULT false,       -- for tasks, a signal, a time or a saga
+  child bigint,                                 -- the saga that it is
+  items integer,                                -- for each of how many
   PRIMARY KEY (saga_id, ordinal)
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02,
         autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
@@ -169,6 +174,15 @@ CREATE FUNCTION coord.step(name text, action text DEFAULT NULL, compensation tex
     retry_delay interval DEFAULT '1 s', retry_backoff float8 DEFAULT 2,
     retry_max_delay interval DEFAULT '5 min', retry_on text[] DEFAULT NULL)
   RETURNS jsonb AS 'MODULE_PATHNAME', 'coord_step' LANGUAGE C STABLE;
+CREATE FUNCTION coord.step_signal(name text, signal text, timeout interval DEFAULT NULL,
+    on_timeout text DEFAULT 'fail', after text[] DEFAULT NULL, condition jsonpath DEFAULT NULL)
+  RETURNS jsonb AS 'MODULE_PATHNAME', 'coord_step_signal' LANGUAGE C STABLE;
+CREATE FUNCTION coord.step_sleep(name text, duration interval, after text[] DEFAULT NULL,
+    condition jsonpath DEFAULT NULL)
+  RETURNS jsonb AS 'MODULE_PATHNAME', 'coord_step_sleep' LANGUAGE C STABLE;
+CREATE FUNCTION coord.step_saga(name text, saga text, input jsonpath DEFAULT '$.input',
+    after text[] DEFAULT NULL, condition jsonpath DEFAULT NULL)
+  RETURNS jsonb AS 'MODULE_PATHNAME', 'coord_step_saga' LANGUAGE C STABLE;
 CREATE FUNCTION coord.saga_define(name text, steps jsonb[], deadline interval DEFAULT NULL,
     on_exhausted text DEFAULT 'compensate', record_events boolean DEFAULT false)
   RETURNS integer AS 'MODULE_PATHNAME', 'coord_saga_define' LANGUAGE C;
@@ -192,6 +206,9 @@ CREATE FUNCTION coord.saga_status(id bigint)
   RETURNS text AS 'MODULE_PATHNAME', 'coord_saga_status' LANGUAGE C;
 CREATE FUNCTION coord.saga_find(name text, key text)
   RETURNS bigint AS 'MODULE_PATHNAME', 'coord_saga_find' LANGUAGE C;
+CREATE FUNCTION coord.saga_signal(id bigint, signal text, payload jsonb DEFAULT NULL,
+    signal_id text DEFAULT NULL)
+  RETURNS text AS 'MODULE_PATHNAME', 'coord_saga_signal' LANGUAGE C;
 CREATE FUNCTION coord.saga_cancel(id bigint, reason text DEFAULT NULL, interrupt boolean DEFAULT false)
   RETURNS text AS 'MODULE_PATHNAME', 'coord_saga_cancel' LANGUAGE C;
 CREATE FUNCTION coord.saga_pause(id bigint, reason text DEFAULT NULL)

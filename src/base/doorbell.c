@@ -42,6 +42,7 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "common/hashfn.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
@@ -53,6 +54,7 @@
 #include "base/clock.h"
 #include "base/compat.h"
 #include "base/doorbell.h"
+#include "base/guc.h"
 
 /* The name carries the layout's version: two libraries never share a struct. */
 #define SHMEM_NAME "coord 1.0"
@@ -64,6 +66,8 @@ typedef struct Note
 	TimestampTz wake_at;
 	int			priority;
 	Oid			owner;
+	bool		task;
+	bool		told;			/* something has happened to it; see Hold */
 } Note;
 
 CoordShared *coord_shared = NULL;
@@ -85,6 +89,7 @@ static bool note_request = false;
 static bool note_scan = false;
 static bool note_resume = false;
 static bool note_also_abort = false;
+static TimestampTz note_task_due = 0;
 static int64 note_interrupt = 0;
 static DatabaseSlot *note_slot = NULL;
 static bool callback_registered = false;
@@ -192,7 +197,7 @@ doorbell_database(Oid database, bool create)
 		result->wanted_workers = 0;
 		result->failures = 0;
 		result->retry_at = result->next_wake = result->last_spawn = 0;
-		result->told_at = 0;
+		result->told_at = result->task_due = result->inbox_at = 0;
 		result->queued = 0;
 	}
 	LWLockRelease(&coord_shared->lock);
@@ -436,12 +441,8 @@ prepare_notes(void)
 	}
 }
 
-/*
- * When this transaction commits, instance "id" is due at "wake_at".  May raise
- * out of memory.
- */
-void
-doorbell_due_at_commit(int64 id, int priority, Oid owner, TimestampTz wake_at)
+static void
+add_note(Note note)
 {
 	prepare_notes();
 	if (ndue == due_size)
@@ -459,11 +460,46 @@ doorbell_due_at_commit(int64 id, int priority, Oid owner, TimestampTz wake_at)
 			due = repalloc(due, size * sizeof(Note));
 		due_size = size;
 	}
-	due[ndue].id = id;
-	due[ndue].wake_at = wake_at;
-	due[ndue].priority = priority;
-	due[ndue].owner = owner;
-	ndue++;
+	due[ndue++] = note;
+}
+
+/*
+ * When this transaction commits, instance "id" is due at "wake_at".  May raise
+ * out of memory, like the others.
+ */
+void
+doorbell_due_at_commit(int64 id, int priority, Oid owner, TimestampTz wake_at)
+{
+	Note		note = {id, wake_at, priority, owner, false, false};
+
+	add_note(note);
+}
+
+/* When this transaction commits, instance "id" has something in its inbox. */
+void
+doorbell_tell_at_commit(int64 id, int priority, Oid owner)
+{
+	Note		note = {id, 0, priority, owner, false, true};
+
+	add_note(note);
+}
+
+/* When this transaction commits, a task of coord's own workers may be begun. */
+void
+doorbell_task_at_commit(int64 id, int priority, Oid owner, TimestampTz available_at)
+{
+	Note		note = {id, available_at, priority, owner, true, false};
+
+	add_note(note);
+}
+
+/* When this transaction commits, a lease or a task's delay ends at "due_at". */
+void
+doorbell_task_due_at_commit(TimestampTz due_at)
+{
+	prepare_notes();
+	if (note_task_due == 0 || due_at < note_task_due)
+		note_task_due = due_at;
 }
 
 /* The same also when it aborts; an entry too many does no harm. */
@@ -489,6 +525,14 @@ doorbell_interrupt_at_commit(int64 id)
 	prepare_notes();
 	note_request = true;
 	note_interrupt = id;
+}
+
+/* When this transaction commits, the tables are to be looked at. */
+void
+doorbell_scan_at_commit(void)
+{
+	prepare_notes();
+	note_scan = true;
 }
 
 /*
@@ -526,16 +570,94 @@ doorbell_started_here(int64 id)
 {
 	for (int i = 0; i < ndue; i++)
 	{
-		if (due[i].id == id)
+		if (due[i].id == id && !due[i].task)
 			return true;
 	}
 	return false;
 }
 
+/* The place of a hold. */
+static Hold *
+hold_of(int64 id)
+{
+	return &coord_shared->holds[murmurhash32((uint32) id) % COORD_HOLDS];
+}
+
+/*
+ * Put an instance that was told of something into the queue, or off while it is
+ * held.  Returns whether it is in the queue.  The lock is held.
+ */
+static bool
+tell_locked(DatabaseSlot *slot, QueueEntry entry, TimestampTz now)
+{
+	Hold	   *hold = hold_of(entry.id);
+
+	if (hold->id == entry.id && hold->database == MyDatabaseId && hold->until > now &&
+		hold->until < now + USECS_PER_SEC)
+	{
+		if (slot->inbox_at == 0 || hold->until < slot->inbox_at)
+			slot->inbox_at = hold->until;
+		lower_wake_locked(slot, slot->inbox_at);
+		return false;
+	}
+	push_locked(slot, entry);
+	return true;
+}
+
+/* Rings for "id" are put off for this long from now on. */
+void
+doorbell_hold(int64 id, int64 us)
+{
+	Hold	   *hold = hold_of(id);
+
+	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
+	hold->database = MyDatabaseId;
+	hold->id = id;
+	hold->until = clock_now() + us;
+	LWLockRelease(&coord_shared->lock);
+}
+
+/* These instances, of this database, have something in their inboxes. */
+void
+doorbell_tell(DatabaseSlot *slot, const QueueEntry *entries, int count)
+{
+	TimestampTz now = clock_now();
+
+	ensure_queue(slot);
+	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < count; i++)
+		(void) tell_locked(slot, entries[i], now);
+	LWLockRelease(&coord_shared->lock);
+}
+
+/*
+ * Tasks were put into the queue: more workers than are there may be of use.  The
+ * lock is held; "woken" workers slept.
+ */
+static void
+want_workers_locked(DatabaseSlot *slot, int tasks, int woken)
+{
+	int			workers = 0;
+
+	if (tasks <= woken)
+		return;
+	for (int i = 0; i < COORD_MAX_WORKERS; i++)
+		workers += coord_shared->workers[i].state != WORKER_FREE &&
+			coord_shared->workers[i].state != WORKER_LEAVING &&
+			coord_shared->workers[i].database == slot->database;
+	workers = Min(workers + tasks - woken, guc_max_workers);
+	if (slot->wanted_workers >= workers)
+		return;
+	slot->wanted_workers = workers;
+	if (coord_shared->launcher_pid != 0)
+		SetLatch(&ProcGlobal->allProcs[coord_shared->launcher_procno].procLatch);
+}
+
 static void
 ring(void)
 {
-	TimestampTz now = ndue > 0 ? clock_now() : 0;
+	TimestampTz now = ndue > 0 || note_task_due != 0 ? clock_now() : 0;
+	int			tasks = 0;
 	int			pushed = 0;
 	bool		look = note_scan || note_request;
 	bool		sooner = false;
@@ -547,17 +669,37 @@ ring(void)
 		{
 			if (due[i].wake_at <= now)
 			{
-				QueueEntry	entry = {due[i].id, 0, due[i].priority, due[i].owner};
+				QueueEntry	entry = {due[i].id, 0, due[i].priority, due[i].owner, due[i].task};
 
+				if (due[i].told)
+				{
+					if (tell_locked(note_slot, entry, now))
+						pushed++;
+					else
+						sooner = true;
+					continue;
+				}
 				push_locked(note_slot, entry);
 				pushed++;
+				tasks += due[i].task;
 			}
 			else
 			{
 				sooner = sooner || note_slot->next_wake == 0 ||
 					due[i].wake_at < note_slot->next_wake;
 				lower_wake_locked(note_slot, due[i].wake_at);
+				if (due[i].task && (note_slot->task_due == 0 ||
+									due[i].wake_at < note_slot->task_due))
+					note_slot->task_due = due[i].wake_at;
 			}
+		}
+		if (note_task_due != 0)
+		{
+			sooner = sooner || note_slot->next_wake == 0 ||
+				note_task_due < note_slot->next_wake;
+			lower_wake_locked(note_slot, note_task_due);
+			if (note_slot->task_due == 0 || note_task_due < note_slot->task_due)
+				note_slot->task_due = note_task_due;
 		}
 		note_slot->scan = note_slot->scan || note_scan;
 		if (note_resume)
@@ -578,7 +720,9 @@ ring(void)
 				kill(worker->pid, SIGINT);
 			}
 		}
-		if ((pushed > 0 || look || sooner) && wake_locked(MyDatabaseId, 1) == 0 &&
+		if (tasks > 0)
+			want_workers_locked(note_slot, tasks, wake_locked(MyDatabaseId, tasks));
+		else if ((pushed > 0 || look || sooner) && wake_locked(MyDatabaseId, 1) == 0 &&
 			pushed > 0 && (now < note_slot->told_at ||
 						   now - note_slot->told_at > COORD_STALL_US))
 		{
@@ -606,7 +750,7 @@ xact_callback(XactEvent event, void *arg)
 	}
 	if (event == XACT_EVENT_COMMIT)
 	{
-		if (ndue > 0 || note_request || note_scan)
+		if (ndue > 0 || note_request || note_scan || note_task_due != 0)
 			ring();
 		for (int i = 0; i < nfinished; i++)
 			ConditionVariableBroadcast(doorbell_waiters(finished[i]));
@@ -615,6 +759,7 @@ xact_callback(XactEvent event, void *arg)
 		event == XACT_EVENT_PREPARE)
 	{
 		ndue = nfinished = 0;
+		note_task_due = 0;
 		note_request = note_scan = note_resume = note_also_abort = false;
 		note_interrupt = 0;
 	}

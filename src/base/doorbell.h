@@ -26,14 +26,29 @@
 /* A call that takes longer than this is not waited for by what is due. */
 #define COORD_STALL_US 50000
 
-/* Something due: an instance to look at. */
+/* Something due: an instance to look at, or a task to carry out. */
 typedef struct QueueEntry
 {
 	int64		id;
 	uint32		sequence;		/* arrival, for order within a priority */
 	int32		priority;
 	Oid			owner;
+	bool		task;
 } QueueEntry;
+
+#define COORD_HOLDS 64
+
+/*
+ * An instance with very many items should not be looked at for each of them:
+ * until then rings for it are put off.  A place is found by the id's hash and
+ * taken by whoever comes last.
+ */
+typedef struct Hold
+{
+	Oid			database;
+	int64		id;
+	TimestampTz until;
+} Hold;
 
 /* One database with coord in it.  Protected by CoordShared.lock. */
 typedef struct DatabaseSlot
@@ -54,6 +69,8 @@ typedef struct DatabaseSlot
 	int			failures;		/* worker failures in a row */
 	TimestampTz retry_at;		/* no worker before */
 	TimestampTz next_wake;		/* earliest timer; 0: none */
+	TimestampTz task_due;		/* a lease ends or a task's delay; 0: none */
+	TimestampTz inbox_at;		/* the inbox is to be read then; 0: not */
 	TimestampTz mark_at;		/* the tables were read up to here */
 	int64		mark_id;
 	TimestampTz last_spawn;
@@ -101,6 +118,7 @@ typedef struct Suspect
 	int64		saga;
 	int			charged_ordinal;	/* the attempt at this call is committed */
 	int			charged_phase;
+	int			charged_item;
 	int			runner;			/* pid of who is advancing it */
 } Suspect;
 
@@ -119,6 +137,7 @@ typedef struct CoordShared
 	Suspect		suspects[COORD_MAX_SUSPECTS];
 	DatabaseSlot databases[COORD_MAX_DATABASES];
 	WorkerSlot	workers[COORD_MAX_WORKERS];
+	Hold		holds[COORD_HOLDS];
 	ConditionVariable waiters[COORD_WAIT_BUCKETS];
 } CoordShared;
 
@@ -132,7 +151,11 @@ extern void doorbell_attach_queue(void);
 /* For the session that makes something due, changed or finished. */
 extern void doorbell_due_at_commit(int64 id, int priority, Oid owner, TimestampTz wake_at);
 extern void doorbell_due_at_end(int64 id, int priority, Oid owner, TimestampTz wake_at);
+extern void doorbell_tell_at_commit(int64 id, int priority, Oid owner);
+extern void doorbell_task_at_commit(int64 id, int priority, Oid owner, TimestampTz available_at);
+extern void doorbell_task_due_at_commit(TimestampTz due_at);
 extern void doorbell_request_at_commit(void);
+extern void doorbell_scan_at_commit(void);
 extern void doorbell_interrupt_at_commit(int64 id);
 extern void doorbell_finished_at_commit(int64 id);
 extern void doorbell_resume_at_commit(void);
@@ -146,6 +169,8 @@ extern ConditionVariable *doorbell_waiters(int64 id);
 extern DatabaseSlot *doorbell_database(Oid database, bool create);
 extern int	doorbell_pop(DatabaseSlot *slot, QueueEntry *entries, int max);
 extern int	doorbell_push(DatabaseSlot *slot, const QueueEntry *entries, int count);
+extern void doorbell_hold(int64 id, int64 us);
+extern void doorbell_tell(DatabaseSlot *slot, const QueueEntry *entries, int count);
 extern void doorbell_wake_workers(Oid database, int count);
 extern void doorbell_wake_launcher(void);
 

@@ -47,6 +47,7 @@
 #define SAFETY_SCAN_US (30 * USECS_PER_SEC)
 #define FRESH_SCAN_US (1 * USECS_PER_SEC)
 #define HOUSEKEEPING_US (60 * USECS_PER_SEC)
+#define SWEEP_MULTIPLE 20
 #define MAX_STAGED 256
 
 /* Sagas worth a commit, and how long to wait for them under load. */
@@ -110,6 +111,41 @@ finish(void)
 	proc_exit(0);
 }
 
+/* The earlier of two times, of which 0 is none. */
+static TimestampTz
+earlier(TimestampTz a, TimestampTz b)
+{
+	return a == 0 ? b : b == 0 ? a : Min(a, b);
+}
+
+/*
+ * Inboxes, or tasks: those that may be begun go into the queue, leases that have
+ * ended are dealt with, and "task_due" is when the next one does.  Returns
+ * whether there was too little room.
+ */
+static bool
+scan_more(QueueEntry *entries, int max, TimestampTz *task_due, bool tasks)
+{
+	TimestampTz begin = GetCurrentTimestamp();
+	int			count;
+
+	if (!tasks)
+		count = saga_scan_inbox(entries, max);
+	else
+	{
+		TimestampTz next;
+
+		count = saga_scan_tasks(clock_now(), entries, max, &next);
+		*task_due = earlier(next, task_sweep());
+
+		/* All tasks are read for it: not all the time. */
+		if (*task_due != 0)
+			*task_due = Max(*task_due, clock_now() +
+							SWEEP_MULTIPLE * (GetCurrentTimestamp() - begin));
+	}
+	return doorbell_push(my_database, entries, count) < count || count == max;
+}
+
 /* What the tables say is due goes into the queue. */
 static void
 scan_tables(bool from_start)
@@ -120,7 +156,10 @@ scan_tables(bool from_start)
 	TimestampTz mark_at;
 	int64		mark_id;
 	QueueEntry *entries;
+	TimestampTz task_due = 0;
 	bool		dropped = false;
+	bool		tasks;
+	bool		inbox;
 	int			room;
 	int			count;
 
@@ -141,6 +180,12 @@ scan_tables(bool from_start)
 	mark_at = slot->mark_at;
 	mark_id = slot->mark_id;
 	room = COORD_QUEUE_SIZE - slot->queued;
+	tasks = from_start || (slot->task_due != 0 && slot->task_due <= clock_now());
+	inbox = from_start || (slot->inbox_at != 0 && slot->inbox_at <= clock_now());
+	if (tasks)
+		slot->task_due = 0;
+	if (inbox)
+		slot->inbox_at = 0;
 	slot->next_wake = 0;
 	LWLockRelease(&coord_shared->lock);
 
@@ -161,6 +206,10 @@ scan_tables(bool from_start)
 		count = saga_scan_priority(until, entries, room / 2);
 		dropped = doorbell_push(slot, entries, count) < count;
 	}
+	if (inbox)
+		dropped = scan_more(entries, room / 2, &task_due, false) || dropped;
+	if (tasks)
+		dropped = scan_more(entries, room / 2, &task_due, true) || dropped;
 	room = Min(room, COORD_QUEUE_SIZE - (int) slot->queued);
 	count = saga_scan_due(mark_at, mark_id, until, entries, room, &mark_at, &mark_id);
 	dropped = doorbell_push(slot, entries, count) < count || dropped;
@@ -185,8 +234,10 @@ scan_tables(bool from_start)
 	/* Commits may have taken the room meanwhile: what was read is read again. */
 	if (dropped)
 		slot->scan = true;
-	if (next != 0 && (slot->next_wake == 0 || next < slot->next_wake))
-		slot->next_wake = next;
+	if (task_due != 0 && (slot->task_due == 0 || task_due < slot->task_due))
+		slot->task_due = task_due;
+	next = earlier(next, earlier(slot->task_due, slot->inbox_at));
+	slot->next_wake = earlier(next, slot->next_wake);
 	slot->scanning = false;
 	my_slot->scanning = false;
 	LWLockRelease(&coord_shared->lock);
@@ -238,20 +289,21 @@ check_state(void)
 }
 
 /*
- * Move the entries of one owner, at most "max", to the front of "staged" in
+ * Move the entries of one owner and one kind, at most "max", to the front of "staged" in
  * their order; returns how many.
  */
 static int
 gather_owner(int max)
 {
 	Oid			owner = staged[0].owner;
+	bool		task = staged[0].task;
 	QueueEntry	others[MAX_STAGED];
 	int			count = 0;
 	int			nothers = 0;
 
 	for (int i = 0; i < nstaged; i++)
 	{
-		if (staged[i].owner == owner && count < max)
+		if (staged[i].owner == owner && staged[i].task == task && count < max)
 			staged[count++] = staged[i];
 		else
 			others[nothers++] = staged[i];
@@ -278,7 +330,7 @@ call_for_help(int turn_size)
 		my_database->wanted_workers = workers + 1;
 		wake = true;
 	}
-	else if (my_database->queued == 0)
+	else if (my_database->queued == 0 && nstaged == 0)
 		my_database->wanted_workers = 0;
 	LWLockRelease(&coord_shared->lock);
 	if (wake)

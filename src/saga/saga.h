@@ -37,6 +37,10 @@ extern void saga_register(void);
 extern Oid	saga_name_owner(const char *name);
 extern void saga_name_unknown(const char *name);
 
+/* Tasks of workers outside; see saga_lease.c and saga_queue.c. */
+extern TimestampTz task_sweep(void);
+extern void queue_notify(void);
+
 /* For workers; see saga_turn.c. */
 extern int	saga_turn_size(void);
 extern SagaTurnOutcome saga_worker_turn(QueueEntry *entries, int count, SagaTurnResult *result);
@@ -44,6 +48,8 @@ extern int	saga_scan_due(TimestampTz mark_at, int64 mark_id, TimestampTz until,
 						  QueueEntry *entries, int max,
 						  TimestampTz *last_at, int64 *last_id);
 extern TimestampTz saga_next_wake(TimestampTz after);
+extern int	saga_scan_inbox(QueueEntry *entries, int max);
+extern int	saga_scan_tasks(TimestampTz until, QueueEntry *entries, int max, TimestampTz *next);
 extern int	saga_scan_priority(TimestampTz until, QueueEntry *entries, int max);
 extern void saga_apply_requests(void);
 extern void saga_housekeeping(void);

@@ -21,10 +21,11 @@
 #include "base/clock.h"
 #include "base/debug_point.h"
 #include "base/errors.h"
-#include "saga/saga_instance.h"
+#include "base/guc.h"
+#include "saga/saga_task.h"
 
 #define DEFAULT_ATTEMPTS 3
-#define DEFAULT_COMPENSATION_ATTEMPTS 25
+#define MANY_ATTEMPTS 25		/* of compensations and tasks of queues */
 
 /*
  * A saga that runs longer than this in one transaction lets it end; one of very
@@ -49,6 +50,9 @@ saga_set_status(Saga *saga, SagaEvent event)
 	{
 		saga->finished_at = clock_now();
 		saga->wake_at = 0;
+
+		/* A saga that is a step may have to be undone later. */
+		saga->parked = saga->status == SAGA_COMPLETED && saga->parent != 0;
 	}
 }
 
@@ -170,6 +174,8 @@ saga_step_finished(Saga *saga, int ordinal)
 	StepDef    *step = &saga->def->steps[ordinal];
 
 	saga->unfinished--;
+	if (saga->backward)
+		return;
 	for (int i = 0; i < step->nbefore; i++)
 	{
 		if (--saga->steps[step->before[i]].blocked_by == 0)
@@ -188,6 +194,21 @@ saga_set_result(Saga *saga, int ordinal, Jsonb *result)
 	json_part_jsonb(&saga->results[step->rank], step->name, result);
 }
 
+/* What the context document takes from the steps as loaded. */
+void
+saga_prepare_results(Saga *saga)
+{
+	SagaDef    *def = saga->def;
+
+	saga->results = palloc(sizeof(JsonPart) * def->nsteps);
+	memcpy(saga->results, def->parts, sizeof(JsonPart) * def->nsteps);
+	for (int i = 0; i < def->nsteps; i++)
+	{
+		if (saga->steps[i].has_result)
+			saga_set_result(saga, i, saga->steps[i].result);
+	}
+}
+
 /*
  * Derive what saga_advance() works with from the states as loaded: counts,
  * ready steps, the order of compensation.
@@ -198,16 +219,13 @@ saga_prepare(Saga *saga)
 	SagaDef    *def = saga->def;
 
 	saga->ready = palloc(sizeof(int) * def->nsteps);
-	saga->results = palloc(sizeof(JsonPart) * def->nsteps);
-	memcpy(saga->results, def->parts, sizeof(JsonPart) * def->nsteps);
+	saga_prepare_results(saga);
 	saga->ready_head = saga->ready_count = 0;
 	saga->unfinished = 0;
 	saga->undo = NULL;
 
 	for (int i = 0; i < def->nsteps; i++)
 	{
-		if (saga->steps[i].has_result)
-			saga_set_result(saga, i, saga->steps[i].result);
 		if (!step_is_final(&saga->steps[i]))
 			saga->unfinished++;
 		saga->steps[i].blocked_by = 0;
@@ -244,8 +262,9 @@ compare_undo(const void *a, const void *b)
 
 /*
  * The steps to compensate: completed ones with a compensation, last completed
- * first.  A step completes after those it depends on, so this goes against the
- * edges of any graph.
+ * first, and failed ones that may have had an effect all the same, which have a
+ * place in that order.  A step completes after those it depends on, so this goes
+ * against the edges of any graph.
  */
 static void
 prepare_undo(Saga *saga)
@@ -258,7 +277,8 @@ prepare_undo(Saga *saga)
 	{
 		StepStatus	status = saga->steps[i].status;
 
-		if ((status == STEP_COMPLETED && def->steps[i].compensation) ||
+		if ((status == STEP_COMPLETED && saga_step_can_be_undone(&def->steps[i])) ||
+			(status == STEP_FAILED && saga->steps[i].sequence > 0) ||
 			status == STEP_COMPENSATING || status == STEP_COMPENSATION_FAILED)
 			saga->undo[saga->nundo++] = i;
 	}
@@ -273,17 +293,62 @@ prepare_undo(Saga *saga)
 void
 saga_turn_back(Saga *saga, bool cancelled, const char *cause, const char *error)
 {
+	bool		waiting = false;
+
+	for (int i = 0; i < saga->def->nsteps && saga->def->waits; i++)
+		waiting = waiting || saga->steps[i].waiting;
 	prepare_undo(saga);
 	saga->cause = pstrdup(cause);
 	saga->error = error ? pstrdup(error) : NULL;
 	saga->backward = true;
 	saga->dirty = true;
 	saga->wake_at = clock_now();
-	if (saga->nundo > 0)
+	if (saga->nundo > 0 || waiting)
 		saga_set_status(saga, cancelled ? SAGA_EVENT_CANCEL : SAGA_EVENT_FAIL);
 	else
 		saga_set_status(saga, cancelled ? SAGA_EVENT_CANCEL_NOTHING_DONE :
 						SAGA_EVENT_FAIL_NOTHING_DONE);
+
+	/* What is still in somebody's hands may add to it. */
+	if (waiting)
+		saga->undo = NULL;
+}
+
+/* A completed saga that is a step is to be undone. */
+void
+saga_undo(Saga *saga, const char *error)
+{
+	saga->cause = "cancelled";
+	saga->error = pstrdup(error);
+	saga->backward = true;
+	saga->undo = NULL;
+	saga->wake_at = clock_now();
+	saga->finished_at = 0;
+	saga_set_status(saga, SAGA_EVENT_UNDO);
+}
+
+/*
+ * The pivot was in somebody's hands when the saga turned back, and is completed:
+ * from here on there is only forward.
+ */
+static void
+pivot_won(Saga *saga)
+{
+	bool		failed = false;
+
+	saga->backward = false;
+	saga->cause = NULL;
+	saga_set_status(saga, SAGA_EVENT_PIVOT_DONE);
+	for (int i = 0; i < saga->def->nsteps; i++)
+		failed = failed || (saga->steps[i].status == STEP_FAILED &&
+							!saga->def->steps[i].optional);
+	if (failed)
+		saga_suspend(saga, NULL);
+	else
+	{
+		saga->error = NULL;
+		saga_prepare(saga);
+	}
 }
 
 /* Stop and wait for an operator; coord.stuck shows it. */
@@ -318,21 +383,103 @@ log_attempt(Turn *turn, Saga *saga, int ordinal)
 	saga_log(turn, &row);
 }
 
-/* Attempts a step has in its present phase. */
-static int
-attempt_limit(const StepDef *step, Phase phase)
+/* Attempts a step, or each of its items, has in a phase. */
+int
+saga_attempt_limit(const StepDef *step, Phase phase)
 {
 	if (step->retry.max_attempts > 0)
 		return step->retry.max_attempts;
-	return phase == PHASE_ACTION ? DEFAULT_ATTEMPTS : DEFAULT_COMPENSATION_ATTEMPTS;
+	return phase == PHASE_ACTION && step->kind != STEP_QUEUE ? DEFAULT_ATTEMPTS :
+		MANY_ATTEMPTS;
+}
+
+/* A step failed for good, in the phase it is in: what follows from that. */
+static void
+failed_for_good(Turn *turn, Saga *saga, int ordinal)
+{
+	StepDef    *step = &saga->def->steps[ordinal];
+	StepState  *state = &saga->steps[ordinal];
+
+	if (state->phase == PHASE_COMPENSATION)
+	{
+		saga_set_step(saga, ordinal, STEP_EVENT_UNDO_EXHAUST);
+		saga_suspend(saga, NULL);
+		return;
+	}
+	saga_set_step(saga, ordinal, STEP_EVENT_EXHAUST);
+	state->finished_at = clock_now();
+	if (step->compensation && (step->kind == STEP_QUEUE || state->any_completed))
+		state->sequence = saga->next_sequence++;
+	if (saga->backward)
+		return;
+	if (step->optional)
+		saga_step_finished(saga, ordinal);
+	else if (saga_pivot_done(saga) || saga->def->suspend_on_exhausted)
+		saga_suspend(saga, state->error);
+	else
+		saga_turn_back(saga, false, "step_failed", state->error);
+}
+
+/*
+ * A step that was handed out, waited for a signal or was a saga has failed, and
+ * there will be no other attempt.
+ */
+void
+saga_step_failed(Turn *turn, Saga *saga, int ordinal, char *error, char *sqlstate,
+				 char *detail, char *context)
+{
+	StepState  *state = &saga->steps[ordinal];
+	StepKind	kind = saga->def->steps[ordinal].kind;
+
+	state->error = error;
+	state->sqlstate = sqlstate;
+	state->detail = detail;
+	state->context = context;
+	state->dirty = true;
+	saga->dirty = true;
+
+	/* Tasks log each of their attempts. */
+	if (kind != STEP_LOCAL && kind != STEP_QUEUE)
+		log_attempt(turn, saga, ordinal);
+	failed_for_good(turn, saga, ordinal);
+}
+
+/* The phase that a step is in has succeeded. */
+void
+saga_step_succeeded(Turn *turn, Saga *saga, int ordinal, Jsonb *result)
+{
+	StepState  *state = &saga->steps[ordinal];
+
+	state->error = state->sqlstate = state->detail = state->context = NULL;
+	state->finished_at = clock_now();
+	if (state->phase == PHASE_COMPENSATION)
+	{
+		saga_set_step(saga, ordinal, STEP_EVENT_UNDONE);
+		return;
+	}
+	saga_set_result(saga, ordinal, result);
+	state->sequence = saga->next_sequence++;
+	saga_set_step(saga, ordinal, STEP_EVENT_SUCCEED);
+	saga_step_finished(saga, ordinal);
+	if (saga->backward && saga->def->pivot == ordinal)
+		pivot_won(saga);
+}
+
+/* A step that has begun is not wanted: its condition is false. */
+void
+saga_step_not_wanted(Saga *saga, int ordinal)
+{
+	saga->steps[ordinal].finished_at = clock_now();
+	saga_set_step(saga, ordinal, STEP_EVENT_NOT_WANTED);
+	saga_step_finished(saga, ordinal);
 }
 
 /*
  * An attempt failed: another one later, or the end of the step and what follows
  * from that.
  */
-static void
-attempt_failed(Turn *turn, Saga *saga, int ordinal, ErrorData *error)
+void
+saga_attempt_failed(Turn *turn, Saga *saga, int ordinal, ErrorData *error)
 {
 	StepDef    *step = &saga->def->steps[ordinal];
 	StepState  *state = &saga->steps[ordinal];
@@ -361,7 +508,7 @@ attempt_failed(Turn *turn, Saga *saga, int ordinal, ErrorData *error)
 	log_attempt(turn, saga, ordinal);
 
 	again = retry_is_worth(&step->retry, state->sqlstate) &&
-		(state->attempt < attempt_limit(step, state->phase) ||
+		(state->attempt < saga_attempt_limit(step, state->phase) ||
 		 (action && saga_pivot_done(saga)));
 	if (again)
 	{
@@ -375,20 +522,7 @@ attempt_failed(Turn *turn, Saga *saga, int ordinal, ErrorData *error)
 		return;
 	}
 
-	if (!action)
-	{
-		saga_set_step(saga, ordinal, STEP_EVENT_UNDO_EXHAUST);
-		saga_suspend(saga, NULL);
-		return;
-	}
-	saga_set_step(saga, ordinal, STEP_EVENT_EXHAUST);
-	state->finished_at = clock_now();
-	if (step->optional)
-		saga_step_finished(saga, ordinal);
-	else if (saga_pivot_done(saga) || saga->def->suspend_on_exhausted)
-		saga_suspend(saga, state->error);
-	else
-		saga_turn_back(saga, false, "step_failed", state->error);
+	failed_for_good(turn, saga, ordinal);
 }
 
 /*
@@ -401,9 +535,9 @@ charge_suspect(Turn *turn, Saga *saga, int ordinal)
 {
 	StepState  *state = &saga->steps[ordinal];
 
-	if (saga_suspect_charged(saga->id, ordinal, state->phase))
+	if (saga_suspect_charged(saga->id, ordinal, state->phase, NO_ITEM))
 		return true;
-	if (state->attempt >= attempt_limit(&saga->def->steps[ordinal], state->phase))
+	if (state->attempt >= saga_attempt_limit(&saga->def->steps[ordinal], state->phase))
 	{
 		ErrorData	error = {0};
 
@@ -411,13 +545,13 @@ charge_suspect(Turn *turn, Saga *saga, int ordinal)
 		error.message = pstrdup("the server crashed during each attempt");
 		if (state->phase == PHASE_ACTION)
 			saga_set_step(saga, ordinal, STEP_EVENT_START);
-		attempt_failed(turn, saga, ordinal, &error);
+		saga_attempt_failed(turn, saga, ordinal, &error);
 		return false;
 	}
 	state->attempt++;
 	state->dirty = true;
 	saga->dirty = true;
-	saga_suspect_charge(saga->id, ordinal, state->phase);
+	saga_suspect_charge(saga->id, ordinal, state->phase, NO_ITEM);
 	saga->not_now = true;		/* but in the next transaction, by this process */
 	turn->end = true;
 	if (state->phase == PHASE_ACTION)
@@ -482,32 +616,20 @@ run_call(Turn *turn, Saga *saga, int ordinal, Phase phase)
 	state->next_attempt_at = 0;
 	saga->dirty = true;
 	state->dirty = true;
-	saga_suspect_charge(saga->id, -1, phase);
+	saga_suspect_charge(saga->id, -1, phase, NO_ITEM);
 
 	if (phase == PHASE_ACTION)
 		saga_set_step(saga, ordinal, STEP_EVENT_START);
 	switch (call.outcome)
 	{
 		case CALL_SUCCEEDED:
-			state->error = state->sqlstate = state->detail = state->context = NULL;
-			state->finished_at = clock_now();
-			if (phase == PHASE_ACTION)
-			{
-				saga_set_result(saga, ordinal, call.result);
-				state->sequence = saga->next_sequence++;
-				saga_set_step(saga, ordinal, STEP_EVENT_SUCCEED);
-				saga_step_finished(saga, ordinal);
-			}
-			else
-				saga_set_step(saga, ordinal, STEP_EVENT_UNDONE);
+			saga_step_succeeded(turn, saga, ordinal, call.result);
 			break;
 		case CALL_SKIPPED:
-			state->finished_at = clock_now();
-			saga_set_step(saga, ordinal, STEP_EVENT_NOT_WANTED);
-			saga_step_finished(saga, ordinal);
+			saga_step_not_wanted(saga, ordinal);
 			break;
 		case CALL_FAILED:
-			attempt_failed(turn, saga, ordinal, call.error);
+			saga_attempt_failed(turn, saga, ordinal, call.error);
 			break;
 		case CALL_UNRUNNABLE:
 			state->attempt--;
@@ -537,6 +659,68 @@ may_go_on(Turn *turn, Saga *saga)
 		Max(SAGA_BUDGET_US, LOAD_MULTIPLE * (turn->loaded - turn->started));
 }
 
+/*
+ * Nothing can be done before "wake", or before something comes that the saga
+ * waits for.
+ */
+static void
+wait_until(Saga *saga, TimestampTz wake)
+{
+	TimestampTz until = saga_waits_until(saga);
+
+	if (wake == 0 || (until != 0 && until < wake))
+		wake = until;
+	if (!saga->backward && saga->deadline_at != 0 && !saga_pivot_done(saga) &&
+		(wake == 0 || saga->deadline_at < wake))
+		wake = saga->deadline_at;
+	if (wake == 0 && saga->nwaiting == 0)
+		elog(ERROR, "saga " INT64_FORMAT " has nothing to wait for", saga->id);
+	if (saga->wake_at != wake)
+		saga->dirty = true;
+	saga->wake_at = wake;
+}
+
+/* A step of unknown duration is handed out, but not more than this many at a time. */
+static int
+max_probes(void)
+{
+	return Max(2 * guc_max_workers, 4);
+}
+
+typedef enum Way
+{
+	WAY_CALL,					/* in the turn itself */
+	WAY_HAND_OUT,
+	WAY_LATER					/* when it is known how long it takes */
+} Way;
+
+/*
+ * How a ready step is to be carried out.  What is short is called at once, which
+ * is cheapest.  A local step that may be long is handed out when the saga has
+ * anything else to do or to wait for, since a call keeps the saga locked.
+ */
+static Way
+way_of(Turn *turn, const Saga *saga, int ordinal)
+{
+	const StepDef *step = &saga->def->steps[ordinal];
+
+	if (step->kind != STEP_LOCAL || step->for_each != NULL)
+		return WAY_HAND_OUT;
+	if (!turn->worker || !saga->def->waits || saga->ready_count + saga->nwaiting == 0 ||
+		saga_is_suspect(saga->id))
+		return WAY_CALL;
+	switch (saga_call_pace(step, PHASE_ACTION))
+	{
+		case PACE_QUICK:
+			return WAY_CALL;
+		case PACE_SLOW:
+			return WAY_HAND_OUT;
+		case PACE_UNKNOWN:
+			break;
+	}
+	return saga->nwaiting < max_probes() ? WAY_HAND_OUT : WAY_LATER;
+}
+
 /* One step forward; false when nothing can be done now. */
 static bool
 advance_forward(Turn *turn, Saga *saga)
@@ -560,25 +744,25 @@ advance_forward(Turn *turn, Saga *saga)
 	{
 		int			ordinal = saga->ready[saga->ready_head];
 		StepState  *state = &saga->steps[ordinal];
+		Way			way = WAY_LATER;
 
 		saga->ready_head = (saga->ready_head + 1) % saga->def->nsteps;
 		saga->ready_count--;
 		if (state->next_attempt_at <= now)
 		{
-			run_call(turn, saga, ordinal, PHASE_ACTION);
-			return true;
+			way = way_of(turn, saga, ordinal);
+			if (way == WAY_CALL)
+				run_call(turn, saga, ordinal, PHASE_ACTION);
+			else if (way == WAY_HAND_OUT)
+				saga_hand_out(turn, saga, ordinal);
+			if (way != WAY_LATER)
+				return true;
 		}
-		if (wake == 0 || state->next_attempt_at < wake)
+		else if (wake == 0 || state->next_attempt_at < wake)
 			wake = state->next_attempt_at;
 		push_ready(saga, ordinal);
 	}
-	if (saga->deadline_at != 0 && !saga_pivot_done(saga) &&
-		(wake == 0 || saga->deadline_at < wake))
-		wake = saga->deadline_at;
-	if (wake == 0)
-		elog(ERROR, "saga " INT64_FORMAT " has nothing to wait for", saga->id);
-	saga->wake_at = wake;
-	saga->dirty = true;
+	wait_until(saga, wake);
 	return false;
 }
 
@@ -589,16 +773,34 @@ advance_backward(Turn *turn, Saga *saga)
 	TimestampTz now = clock_now();
 
 	if (saga->undo == NULL)
+	{
+		int			pivot = saga->def->pivot;
+
+		/* As long as the pivot is in somebody's hands nothing else is given up. */
+		if ((saga->nwaiting > 0 && pivot >= 0 && saga_withdraw_step(turn, saga, pivot)) ||
+			saga_withdraw(turn, saga))
+		{
+			wait_until(saga, 0);
+			return false;
+		}
 		prepare_undo(saga);
+	}
 	while (saga->undo_at < saga->nundo)
 	{
 		int			ordinal = saga->undo[saga->undo_at];
+		StepDef    *step = &saga->def->steps[ordinal];
 		StepState  *state = &saga->steps[ordinal];
 
-		if (state->status != STEP_COMPLETED && state->status != STEP_COMPENSATING)
+		if (state->status != STEP_COMPLETED && state->status != STEP_COMPENSATING &&
+			state->status != STEP_FAILED)
 		{
 			saga->undo_at++;
 			continue;
+		}
+		if (state->waiting)
+		{
+			wait_until(saga, 0);
+			return false;
 		}
 		if (state->phase == PHASE_COMPENSATION && state->next_attempt_at > now)
 		{
@@ -606,7 +808,14 @@ advance_backward(Turn *turn, Saga *saga)
 			saga->dirty = true;
 			return false;
 		}
-		run_call(turn, saga, ordinal, PHASE_COMPENSATION);
+		if (step->kind == STEP_LOCAL && step->for_each == NULL)
+			run_call(turn, saga, ordinal, PHASE_COMPENSATION);
+		else
+		{
+			if (state->status != STEP_COMPENSATING)
+				saga_set_step(saga, ordinal, STEP_EVENT_UNDO);
+			saga_hand_out_undoing(turn, saga, ordinal);
+		}
 		return true;
 	}
 	saga_settle(saga);
@@ -643,6 +852,9 @@ saga_advance(Turn *turn, Saga *saga)
 		return;
 	}
 	saga_prepare(saga);
+	saga_take_in(turn, saga);
+	if (saga->start_at > clock_now() && saga->started_at == 0 && !saga->backward)
+		return;					/* told of something before its time */
 	while (more)
 	{
 		if (saga->status != SAGA_RUNNING && saga->status != SAGA_COMPENSATING)
@@ -655,7 +867,11 @@ saga_advance(Turn *turn, Saga *saga)
 		}
 		if (!may_go_on(turn, saga))
 		{
-			saga->wake_at = Min(saga->wake_at, clock_now());
+			if (saga->wake_at == 0 || saga->wake_at > clock_now())
+			{
+				saga->wake_at = clock_now();
+				saga->dirty = true;
+			}
 			break;
 		}
 		more = saga->backward ? advance_backward(turn, saga) :

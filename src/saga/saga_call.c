@@ -51,7 +51,7 @@
 #include "base/debug_point.h"
 #include "base/json.h"
 #include "base/query.h"
-#include "saga/saga_instance.h"
+#include "saga/saga_task.h"
 
 /* A step whose mean is over this runs alone. */
 #define SLOW_CALL_US 5000
@@ -122,6 +122,28 @@ saga_distrust(SagaDef *def, int ordinal, Phase phase)
 	phase_memory(&def->steps[ordinal], phase)->distrust = DISTRUST_CALLS;
 }
 
+Pace
+saga_call_pace(const StepDef *step, Phase phase)
+{
+	CallMemory *memory = phase_memory(unconstify(StepDef *, step), phase);
+
+	if (memory->calls == 0)
+		return PACE_UNKNOWN;
+	return memory->alone || memory->mean_us > SLOW_CALL_US ? PACE_SLOW : PACE_QUICK;
+}
+
+/* A call that perhaps another process made took this long. */
+void
+saga_learn(Saga *saga, int ordinal, Phase phase, int64 us)
+{
+	CallMemory *memory = phase_memory(&saga->def->steps[ordinal], phase);
+
+	if (memory->calls > 0)
+		return;
+	memory->calls = 1;
+	memory->mean_us = us > SLOW_CALL_US ? us : 0;
+}
+
 /* Be coord again after calls of user code. */
 void
 saga_leave_user(Turn *turn)
@@ -188,29 +210,53 @@ find_function(Turn *turn, const Saga *saga, const char *name, char **reason)
 	return NULL;
 }
 
-/* The document a function gets; see doc/saga.md. */
-static Jsonb *
-context_document(const Saga *saga, int ordinal, Phase phase)
+/*
+ * What makes a call, or a task, the same at each attempt.  The number of an item
+ * comes before the slash, so that no step's name can be mistaken for it.
+ */
+void
+saga_idempotency_key(char *key, size_t size, const Saga *saga, int ordinal, Phase phase,
+					 const Task *task)
+{
+	char		item[16] = "";
+
+	if (task != NULL && task->item != NO_ITEM)
+		snprintf(item, sizeof(item), ".%d", task->item);
+	snprintf(key, size, INT64_FORMAT "%s/%s%s", saga->id, item,
+			 saga->def->steps[ordinal].name,
+			 phase == PHASE_COMPENSATION ? "/compensation" : "");
+}
+
+/*
+ * The context document; see doc/saga.md.  "task" is NULL for a call that was not
+ * handed out.
+ */
+Jsonb *
+saga_document(const Saga *saga, int ordinal, Phase phase, const Task *task)
 {
 	const StepDef *step = &saga->def->steps[ordinal];
 	const StepState *state = &saga->steps[ordinal];
-	JsonPart	parts[11];
+	bool		item = task != NULL && task->item != NO_ITEM;
+	JsonPart	parts[13];
 	int			n = 0;
-	char		idempotency_key[CHECK_NAME_MAX + 64];
+	char		idempotency_key[IDEMPOTENCY_KEY_SIZE];
 
-	snprintf(idempotency_key, sizeof(idempotency_key), INT64_FORMAT "/%s%s",
-			 saga->id, step->name, phase == PHASE_COMPENSATION ? "/compensation" : "");
+	saga_idempotency_key(idempotency_key, sizeof(idempotency_key), saga, ordinal, phase, task);
 
 	/* In jsonb's order: length, then bytes. */
 	json_part_string(&parts[n++], "key", saga->key);
+	if (item)
+		json_part_jsonb(&parts[n++], "item", task->item_value);
 	json_part_string(&parts[n++], "saga", saga->def->name);
 	json_part_string(&parts[n++], "step", step->name);
 	if (phase == PHASE_COMPENSATION)
 		json_part_string(&parts[n++], "error", saga->error);
+	if (item)
+		json_part_integer(&parts[n++], "index", task->item);
 	json_part_jsonb(&parts[n++], "input", saga->input);
 	if (phase == PHASE_COMPENSATION)
-		json_part_jsonb(&parts[n++], "result", state->result);
-	json_part_integer(&parts[n++], "attempt", state->attempt);
+		json_part_jsonb(&parts[n++], "result", item ? task->given : state->result);
+	json_part_integer(&parts[n++], "attempt", task ? task->attempt : state->attempt);
 	json_part_jsonb(&parts[n++], "results", json_from_parts(saga->results, saga->def->nsteps));
 	json_part_integer(&parts[n++], "saga_id", saga->id);
 	json_part_string(&parts[n++], "correlation_id",
@@ -220,45 +266,11 @@ context_document(const Saga *saga, int ordinal, Phase phase)
 }
 
 /*
- * The first item of the path on the document: a boolean as it is, none or null
- * is false, anything else true.
+ * A result that says {"success": false} is a failure; its reason, NULL: it is
+ * none.
  */
-static bool
-condition_holds(JsonPath *path, Jsonb *document)
-{
-	LOCAL_FCINFO(fcinfo, 4);
-	JsonWriter	writer = {0};
-	JsonbValue	value;
-	Datum		item;
-
-	json_begin_object(&writer);
-	json_end_object(&writer);
-	InitFunctionCallInfoData(*fcinfo, NULL, 4, InvalidOid, NULL, NULL);
-	fcinfo->args[0].value = JsonbPGetDatum(document);
-	fcinfo->args[0].isnull = false;
-	fcinfo->args[1].value = PointerGetDatum(path);
-	fcinfo->args[1].isnull = false;
-	fcinfo->args[2].value = JsonbPGetDatum(json_finish(&writer));
-	fcinfo->args[2].isnull = false;
-	fcinfo->args[3].value = BoolGetDatum(false);
-	fcinfo->args[3].isnull = false;
-	item = jsonb_path_query_first_tz(fcinfo);
-	if (fcinfo->isnull)
-		return false;
-	if (!JB_ROOT_IS_SCALAR(DatumGetJsonbP(item)))
-		return true;
-	JsonbExtractScalar(&DatumGetJsonbP(item)->root, &value);
-	if (value.type == jbvNull)
-		return false;
-	return value.type != jbvBool || value.val.boolean;
-}
-
-/*
- * A result that says {"success": false} is a failure, and what the step did is
- * undone like that of one that raises.
- */
-static void
-check_success(Jsonb *result)
+char *
+saga_result_failure(Jsonb *result)
 {
 	JsonbValue	value;
 	char	   *reason;
@@ -266,14 +278,24 @@ check_success(Jsonb *result)
 	if (result == NULL || !json_is_object(result) ||
 		json_get(result, "success", &value) == NULL ||
 		value.type != jbvBool || value.val.boolean)
-		return;
+		return NULL;
 	reason = json_get_text(result, "error");
 	if (reason == NULL && json_get(result, "error", &value) != NULL &&
 		value.type == jbvBinary)
 		reason = JsonbToCString(NULL, value.val.binary.data, value.val.binary.len);
-	ereport(ERROR,
-			(errcode(ERRCODE_RAISE_EXCEPTION),
-			 errmsg("%s", reason ? reason : "the step returned \"success\": false")));
+	return reason ? reason : pstrdup("the step returned \"success\": false");
+}
+
+/* What a step did whose result is a failure is undone like that of one that raises. */
+static void
+check_success(Jsonb *result)
+{
+	char	   *reason = saga_result_failure(result);
+
+	if (reason != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_RAISE_EXCEPTION),
+				 errmsg("%s", reason)));
 }
 
 typedef struct CallErrorContext
@@ -312,9 +334,9 @@ invoke(Turn *turn, Saga *saga, int ordinal, Phase phase, FunctionEntry *entry,
 	PushActiveSnapshot(GetTransactionSnapshot());
 	guc_level = identity_enter_call(saga->has_correlation ? saga->correlation_id : NULL);
 
-	document = context_document(saga, ordinal, phase);
-	if (phase == PHASE_ACTION && step->condition != NULL &&
-		!condition_holds(step->condition, document))
+	document = saga_document(saga, ordinal, phase, saga->task);
+	if (phase == PHASE_ACTION && step->condition != NULL && step->for_each == NULL &&
+		!saga_condition_holds(step->condition, document))
 		outcome = CALL_SKIPPED;
 	else
 	{

@@ -266,7 +266,7 @@ saga_suspect_release(bool all)
 
 /* Has the attempt at this call of a suspect been committed? */
 bool
-saga_suspect_charged(int64 saga, int ordinal, Phase phase)
+saga_suspect_charged(int64 saga, int ordinal, Phase phase, int item)
 {
 	Suspect    *suspect;
 	bool		result;
@@ -274,14 +274,15 @@ saga_suspect_charged(int64 saga, int ordinal, Phase phase)
 	LWLockAcquire(&coord_shared->lock, LW_SHARED);
 	suspect = find_suspect(MyDatabaseId, saga);
 	result = suspect == NULL ||
-		(suspect->charged_ordinal == ordinal && suspect->charged_phase == phase);
+		(suspect->charged_ordinal == ordinal && suspect->charged_phase == phase &&
+		 suspect->charged_item == item);
 	LWLockRelease(&coord_shared->lock);
 	return result;
 }
 
 /* It will have been, when this transaction commits; -1: the call was made. */
 void
-saga_suspect_charge(int64 saga, int ordinal, Phase phase)
+saga_suspect_charge(int64 saga, int ordinal, Phase phase, int item)
 {
 	Suspect    *suspect;
 
@@ -293,6 +294,7 @@ saga_suspect_charge(int64 saga, int ordinal, Phase phase)
 	{
 		suspect->charged_ordinal = ordinal;
 		suspect->charged_phase = phase;
+		suspect->charged_item = item;
 	}
 	LWLockRelease(&coord_shared->lock);
 }

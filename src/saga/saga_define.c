@@ -38,9 +38,12 @@
 #include "base/json.h"
 #include "base/query.h"
 #include "saga/saga.h"
-#include "saga/saga_definition.h"
+#include "saga/saga_task.h"
 
 PG_FUNCTION_INFO_V1(coord_step);
+PG_FUNCTION_INFO_V1(coord_step_signal);
+PG_FUNCTION_INFO_V1(coord_step_sleep);
+PG_FUNCTION_INFO_V1(coord_step_saga);
 PG_FUNCTION_INFO_V1(coord_saga_define);
 PG_FUNCTION_INFO_V1(coord_saga_define_json);
 PG_FUNCTION_INFO_V1(coord_saga_activate);
@@ -73,15 +76,17 @@ typedef enum ArgKind
 	ARG_INTERVAL, ARG_FLOAT
 } ArgKind;
 
-/* The arguments in order; a value equal to its default is left out. */
-static const struct
+/* An argument of a function that describes a step. */
+typedef struct StepArg
 {
 	const char *name;
 	ArgKind		kind;
-	const char *default_value;
-}			step_args[] =
-{
-	{"name", ARG_TEXT, NULL},
+	const char *default_value;	/* left out of the description */
+	bool		required;
+} StepArg;
+
+static const StepArg step_args[] = {
+	{"name", ARG_TEXT, NULL, true},
 	{"action", ARG_TEXT, NULL},
 	{"compensation", ARG_TEXT, NULL},
 	{"after", ARG_TEXT_ARRAY, NULL},
@@ -100,6 +105,30 @@ static const struct
 	{"retry_backoff", ARG_FLOAT, "2"},
 	{"retry_max_delay", ARG_INTERVAL, "00:05:00"},
 	{"retry_on", ARG_TEXT_ARRAY, NULL},
+};
+
+static const StepArg step_signal_args[] = {
+	{"name", ARG_TEXT, NULL, true},
+	{"signal", ARG_TEXT, NULL, true},
+	{"timeout", ARG_INTERVAL, NULL},
+	{"on_timeout", ARG_TEXT, "fail"},
+	{"after", ARG_TEXT_ARRAY, NULL},
+	{"condition", ARG_JSONPATH, NULL},
+};
+
+static const StepArg step_sleep_args[] = {
+	{"name", ARG_TEXT, NULL, true},
+	{"duration", ARG_INTERVAL, NULL, true},
+	{"after", ARG_TEXT_ARRAY, NULL},
+	{"condition", ARG_JSONPATH, NULL},
+};
+
+static const StepArg step_saga_args[] = {
+	{"name", ARG_TEXT, NULL, true},
+	{"saga", ARG_TEXT, NULL, true},
+	{"input", ARG_JSONPATH, "$.\"input\""},
+	{"after", ARG_TEXT_ARRAY, NULL},
+	{"condition", ARG_JSONPATH, NULL},
 };
 
 /* An interval as text that every session reads the same. */
@@ -162,33 +191,34 @@ write_text_array(JsonWriter *writer, Datum array, const char *name)
 }
 
 /*
- * coord.step(...): the step as a JSON object.  Only says what was said; the
- * checks are saga_define()'s.
+ * A step as a JSON object.  Only says what was said; the checks are
+ * saga_define()'s.
  */
-Datum
-coord_step(PG_FUNCTION_ARGS)
+static Datum
+describe_step(FunctionCallInfo fcinfo, const StepArg *args, int nargs)
 {
 	JsonWriter	writer = {0};
 
-	check_required(fcinfo, 0, "name");
 	json_begin_object(&writer);
-	for (int i = 0; i < lengthof(step_args); i++)
+	for (int i = 0; i < nargs; i++)
 	{
 		char	   *text;
 
+		if (args[i].required)
+			check_required(fcinfo, i, args[i].name);
 		if (PG_ARGISNULL(i))
 			continue;
-		if (step_args[i].kind == ARG_TEXT_ARRAY)
+		if (args[i].kind == ARG_TEXT_ARRAY)
 		{
-			json_key(&writer, step_args[i].name);
-			write_text_array(&writer, PG_GETARG_DATUM(i), step_args[i].name);
+			json_key(&writer, args[i].name);
+			write_text_array(&writer, PG_GETARG_DATUM(i), args[i].name);
 			continue;
 		}
-		text = arg_text(step_args[i].kind, PG_GETARG_DATUM(i));
-		if (step_args[i].default_value && strcmp(text, step_args[i].default_value) == 0)
+		text = arg_text(args[i].kind, PG_GETARG_DATUM(i));
+		if (args[i].default_value && strcmp(text, args[i].default_value) == 0)
 			continue;
-		json_key(&writer, step_args[i].name);
-		switch (step_args[i].kind)
+		json_key(&writer, args[i].name);
+		switch (args[i].kind)
 		{
 			case ARG_BOOL:
 				json_bool(&writer, true);
@@ -209,6 +239,34 @@ coord_step(PG_FUNCTION_ARGS)
 	}
 	json_end_object(&writer);
 	PG_RETURN_JSONB_P(json_finish(&writer));
+}
+
+/* coord.step(...) */
+Datum
+coord_step(PG_FUNCTION_ARGS)
+{
+	return describe_step(fcinfo, step_args, lengthof(step_args));
+}
+
+/* coord.step_signal(name, signal, timeout, on_timeout, after, condition) */
+Datum
+coord_step_signal(PG_FUNCTION_ARGS)
+{
+	return describe_step(fcinfo, step_signal_args, lengthof(step_signal_args));
+}
+
+/* coord.step_sleep(name, duration, after, condition) */
+Datum
+coord_step_sleep(PG_FUNCTION_ARGS)
+{
+	return describe_step(fcinfo, step_sleep_args, lengthof(step_sleep_args));
+}
+
+/* coord.step_saga(name, saga, input, after, condition) */
+Datum
+coord_step_saga(PG_FUNCTION_ARGS)
+{
+	return describe_step(fcinfo, step_saga_args, lengthof(step_saga_args));
 }
 
 /* ----------------------------------------------------------------
@@ -442,8 +500,11 @@ canonical_document(const SagaDef *def, Jsonb *document)
 			json_key(&writer, key);
 			json_member(&writer, &member);
 		}
-		json_key(&writer, "action");
-		json_string(&writer, step->action);
+		if (step->action)
+		{
+			json_key(&writer, "action");
+			json_string(&writer, step->action);
+		}
 		if (step->compensation)
 		{
 			json_key(&writer, "compensation");
@@ -491,6 +552,33 @@ stored_search_path(void)
 	}
 	appendStringInfoString(&path, "pg_temp");
 	return path.data;
+}
+
+/* A queue that a definition of "role" uses is known, and the role's to claim from. */
+static void
+make_queue_known(const char *queue, Oid role)
+{
+	static Statement insert = {
+		"INSERT INTO coord_internal.queue (name, created_at) VALUES ($1, $3)"
+		" ON CONFLICT DO NOTHING",
+		3, {TEXTOID, OIDOID, TIMESTAMPTZOID}
+	};
+	static Statement insert_role = {
+		"INSERT INTO coord_internal.queue_role (queue, role) SELECT $1, $2"
+		" WHERE NOT EXISTS (SELECT FROM coord_internal.queue_role"
+		" WHERE queue = $1 AND role = $2)",
+		2, {TEXTOID, OIDOID}
+	};
+	QueryScope	scope;
+	Datum		values[3];
+
+	query_begin(&scope);
+	values[0] = CStringGetTextDatum(queue);
+	values[1] = ObjectIdGetDatum(role);
+	values[2] = TimestampTzGetDatum(clock_now());
+	query_run(&insert, values, NULL, 0);
+	query_run(&insert_role, values, NULL, 0);
+	query_end(&scope);
 }
 
 /*
@@ -589,6 +677,11 @@ define(const char *name, Jsonb *document)
 	values[1] = Int32GetDatum(version);
 	query_run(&activate, values, NULL, 0);
 	query_end(&scope);
+	for (int i = 0; i < def->nsteps; i++)
+	{
+		if (def->steps[i].kind == STEP_QUEUE)
+			make_queue_known(def->steps[i].queue, user);
+	}
 	access_note_role(user);
 	names_changed();
 	return version;

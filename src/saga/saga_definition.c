@@ -46,16 +46,26 @@ static const char *const rule_names[] = {
 };
 
 /* Members of a step that the engine knows but cannot do yet. */
-static const char *const unsupported_members[] = {
-	"queue", "server", "for_each", "signal", "on_timeout", "duration", "saga",
-	"input", NULL
+static const char *const unsupported_members[] = {"server", NULL};
+
+/* Members of a step by kind.  Which kind it is, its members say. */
+static const char *const call_members[] = {
+	"name", "action", "compensation", "after", "queue", "pivot", "optional",
+	"condition", "trigger_rule", "for_each", "max_parallel", "max_failed_items",
+	"timeout", "max_attempts", "retry_delay", "retry_backoff", "retry_max_delay",
+	"retry_on", NULL
 };
 
-static const char *const step_members[] = {
-	"name", "action", "compensation", "after", "pivot", "optional",
-	"condition", "trigger_rule", "max_parallel", "max_failed_items", "timeout",
-	"max_attempts", "retry_delay", "retry_backoff", "retry_max_delay",
-	"retry_on", NULL
+static const char *const signal_members[] = {
+	"name", "signal", "timeout", "on_timeout", "after", "condition", NULL
+};
+
+static const char *const sleep_members[] = {
+	"name", "duration", "after", "condition", NULL
+};
+
+static const char *const saga_step_members[] = {
+	"name", "saga", "input", "after", "condition", NULL
 };
 
 static const char *const saga_members[] = {
@@ -336,15 +346,12 @@ check_members(Jsonb *object, const char *const *known, const char *what)
 		(void) json_get(object, key, &member);
 		if (in_list(known, key, strlen(key)))
 			continue;
-		if (known == step_members && in_list(unsupported_members, key, strlen(key)))
-		{
-			if (member.type == jbvNull)
-				continue;
+		if (known != saga_members && member.type == jbvNull)
+			continue;
+		if (known == call_members && in_list(unsupported_members, key, strlen(key)))
 			ereport(ERROR,
 					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("option \"%s\" of a step is not supported yet", key),
-					 errdetail("This version runs steps that are functions of this database.")));
-		}
+					 errmsg("option \"%s\" of a step is not supported yet", key)));
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("unknown option \"%s\" of %s", key, what)));
@@ -392,36 +399,101 @@ parse_retry(StepDef *step, Jsonb *object)
 	}
 }
 
-/* One element of "steps", all but its place in the graph. */
-static void
-parse_step(StepDef *step, Jsonb *object, bool resolve)
+/* A path member, NULL when absent. */
+static JsonPath *
+member_path(Jsonb *object, const char *key)
 {
-	ErrorContextCallback callback;
-	Interval   *interval;
+	char	   *text = member_text(object, key);
+
+	if (text == NULL)
+		return NULL;
+	return DatumGetJsonPathP(DirectFunctionCall1(jsonpath_in, CStringGetDatum(text)));
+}
+
+/* coord.step_signal() */
+static void
+parse_signal(StepDef *step, Jsonb *object)
+{
+	Interval   *timeout;
 	char	   *text;
 
-	step->name = member_text(object, "name");
-	if (step->name == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("a step must have a name")));
-	check_name("step name", step->name);
-	callback.callback = step_context;
-	callback.arg = step;
-	callback.previous = error_context_stack;
-	error_context_stack = &callback;
-	check_members(object, step_members, "a step");
-
-	text = member_text(object, "action");
-	if (text == NULL)
+	check_members(object, signal_members, "a step that waits for a signal");
+	step->kind = STEP_SIGNAL;
+	step->signal = member_text(object, "signal");
+	check_name("signal name", step->signal);
+	timeout = member_interval(object, "timeout", false);
+	if (timeout != NULL)
+		step->wait_us = clock_interval_us(timeout);
+	text = member_text(object, "on_timeout");
+	if (text != NULL && strcmp(text, "continue") == 0)
+		step->continue_on_timeout = true;
+	else if (text != NULL && strcmp(text, "fail") != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("step \"%s\" has no action", step->name),
-				 errhint("Name a function f(jsonb) that returns jsonb or void.")));
-	step->action = resolve ? resolve_function(step, "action", text) : text;
-	text = member_text(object, "compensation");
-	if (text != NULL)
-		step->compensation = resolve ? resolve_function(step, "compensation", text) : text;
+				 errmsg("unknown value \"%s\" of \"on_timeout\"", text),
+				 errhint("It is fail or continue.")));
+	if (step->continue_on_timeout && timeout == NULL)
+		STEP_ERROR(ERRCODE_INVALID_PARAMETER_VALUE,
+				   "\"on_timeout\" has no effect without \"timeout\"");
+}
+
+/* coord.step_sleep() */
+static void
+parse_sleep(StepDef *step, Jsonb *object)
+{
+	check_members(object, sleep_members, "a step that sleeps");
+	step->kind = STEP_SLEEP;
+	step->wait_us = clock_interval_us(member_interval(object, "duration", false));
+}
+
+/* coord.step_saga() */
+static void
+parse_saga_step(StepDef *step, Jsonb *object)
+{
+	check_members(object, saga_step_members, "a step that is a saga");
+	step->kind = STEP_SAGA;
+	step->saga = member_text(object, "saga");
+	check_name("saga name", step->saga);
+	step->input = member_path(object, "input");
+	if (step->input == NULL)
+		step->input = DatumGetJsonPathP(DirectFunctionCall1(jsonpath_in,
+															CStringGetDatum("$.input")));
+}
+
+/* coord.step(): a function, or a label for a queue's workers. */
+static void
+parse_call(StepDef *step, Jsonb *object, bool resolve)
+{
+	Interval   *interval;
+	double		failed;
+	char	   *text;
+
+	check_members(object, call_members, "a step");
+	step->queue = member_text(object, "queue");
+	step->action = member_text(object, "action");
+	step->compensation = member_text(object, "compensation");
+	if (step->queue != NULL)
+	{
+		step->kind = STEP_QUEUE;
+		check_name("queue name", step->queue);
+		if (step->action == NULL)
+			step->action = step->name;
+		check_name("action", step->action);
+		if (step->compensation != NULL)
+			check_name("compensation", step->compensation);
+	}
+	else
+	{
+		if (step->action == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("step \"%s\" has no action", step->name),
+					 errhint("Name a function f(jsonb) that returns jsonb or void, or a queue.")));
+		if (resolve)
+			step->action = resolve_function(step, "action", step->action);
+		if (resolve && step->compensation != NULL)
+			step->compensation = resolve_function(step, "compensation", step->compensation);
+	}
 
 	step->pivot = member_bool(object, "pivot");
 	step->optional = member_bool(object, "optional");
@@ -451,11 +523,6 @@ parse_step(StepDef *step, Jsonb *object, bool resolve)
 		step->rule = rule;
 	}
 
-	text = member_text(object, "condition");
-	if (text != NULL)
-		step->condition = DatumGetJsonPathP(DirectFunctionCall1(jsonpath_in,
-																CStringGetDatum(text)));
-
 	interval = member_interval(object, "timeout", false);
 	if (interval != NULL)
 	{
@@ -463,13 +530,55 @@ parse_step(StepDef *step, Jsonb *object, bool resolve)
 
 		step->timeout_ms = (int) Min(ms, PG_INT32_MAX);
 	}
-	parse_retry(step, object);
-
-	if (member_number(object, "max_parallel", -1) != -1 ||
-		member_number(object, "max_failed_items", 0) != 0)
+	step->for_each = member_path(object, "for_each");
+	step->max_parallel = member_count(object, "max_parallel");
+	failed = member_number(object, "max_failed_items", 0);
+	if (!(failed >= 0 && failed <= PG_INT32_MAX) || failed != (int) failed)
+		STEP_ERROR(ERRCODE_INVALID_PARAMETER_VALUE,
+				   "\"max_failed_items\" must be a number of items");
+	step->max_failed_items = (int) failed;
+	if (step->for_each == NULL && (step->max_parallel != 0 || failed != 0))
 		STEP_ERROR(ERRCODE_INVALID_PARAMETER_VALUE,
 				   "\"max_parallel\" and \"max_failed_items\" have no effect without \"for_each\"");
+}
+
+/* One element of "steps", all but its place in the graph. */
+static void
+parse_step(StepDef *step, Jsonb *object, bool resolve)
+{
+	ErrorContextCallback callback;
+
+	step->name = member_text(object, "name");
+	if (step->name == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("a step must have a name")));
+	check_name("step name", step->name);
+	callback.callback = step_context;
+	callback.arg = step;
+	callback.previous = error_context_stack;
+	error_context_stack = &callback;
+	if (member_text(object, "signal") != NULL)
+		parse_signal(step, object);
+	else if (member_text(object, "duration") != NULL)
+		parse_sleep(step, object);
+	else if (member_text(object, "saga") != NULL)
+		parse_saga_step(step, object);
+	else
+		parse_call(step, object, resolve);
+	parse_retry(step, object);
+	step->condition = member_path(object, "condition");
 	error_context_stack = callback.previous;
+}
+
+/*
+ * Can it be undone once it is completed?  A saga as a step compensates as a
+ * unit, by what its own steps say.
+ */
+bool
+saga_step_can_be_undone(const StepDef *step)
+{
+	return step->compensation != NULL || (step->kind == STEP_SAGA && !step->past_pivot);
 }
 
 /* Ordinal of a step by name, -1 when there is none. */
@@ -745,6 +854,15 @@ saga_definition_parse(Jsonb *document, bool resolve)
 	link_steps(def, objects);
 	check_graph(def);
 	rank_steps(def);
+	for (int i = 0; i < def->nsteps; i++)
+	{
+		const StepDef *step = &def->steps[i];
+
+		/* A step that several come after, or none does, may run beside others. */
+		def->waits = def->waits || step->kind != STEP_LOCAL || step->for_each != NULL ||
+			step->nbefore > 1 || (i > 0 && step->nafter == 0);
+		def->signals = def->signals || step->kind == STEP_SIGNAL;
+	}
 
 	def->deadline = member_interval(document, "deadline", false);
 	text = member_text(document, "on_exhausted");
@@ -848,7 +966,7 @@ saga_definition_check_execute(const SagaDef *def, Oid role)
 		{
 			Oid			oid;
 
-			if (functions[j] == NULL)
+			if (functions[j] == NULL || def->steps[i].kind != STEP_LOCAL)
 				continue;
 			oid = saga_function_usable(functions[j], role);
 			if (!OidIsValid(oid))

@@ -29,11 +29,30 @@ typedef enum TriggerRule
 	RULE_ALWAYS
 } TriggerRule;
 
+typedef enum StepKind
+{
+	STEP_LOCAL,					/* a function of this database */
+	STEP_QUEUE,					/* a task for a worker outside */
+	STEP_SIGNAL,				/* waits for saga_signal() */
+	STEP_SLEEP,
+	STEP_SAGA					/* another saga */
+} StepKind;
+
 typedef struct StepDef
 {
 	char	   *name;
-	char	   *action;			/* schema-qualified */
+	StepKind	kind;
+	char	   *action;			/* schema-qualified; with a queue a label */
 	char	   *compensation;	/* the same, or NULL */
+	char	   *queue;
+	JsonPath   *for_each;		/* or NULL */
+	int			max_parallel;	/* 0: no limit */
+	int			max_failed_items;
+	char	   *signal;
+	bool		continue_on_timeout;
+	int64		wait_us;		/* of a signal or a sleep; 0: for ever */
+	char	   *saga;
+	JsonPath   *input;			/* of that saga */
 	int			nafter;
 	int		   *after;			/* ordinals */
 	int			nbefore;
@@ -60,6 +79,8 @@ typedef struct SagaDef
 	char	   *search_path;
 	Interval   *deadline;		/* or NULL */
 	bool		suspend_on_exhausted;
+	bool		waits;			/* may have tasks, signals, or sagas as steps */
+	bool		signals;		/* has a step that waits for one */
 	int			nsteps;
 	StepDef    *steps;
 	int			pivot;			/* ordinal, -1: none */
@@ -73,6 +94,7 @@ extern void saga_definition_check_execute(const SagaDef *def, Oid role);
 extern Oid	saga_function_usable(const char *qualified, Oid role);
 extern void saga_lock_name(const char *name, LOCKMODE mode);
 extern const char *saga_function_problem(Oid function);
+extern bool saga_step_can_be_undone(const StepDef *step);
 extern int	saga_step_ordinal(const SagaDef *def, const char *name);
 
 #endif							/* COORD_SAGA_DEFINITION_H */

@@ -52,6 +52,10 @@ typedef struct StepState
 	TimestampTz next_attempt_at;	/* 0: at once */
 	TimestampTz started_at;
 	TimestampTz finished_at;
+	bool		waiting;		/* for tasks, a signal, a time or a saga */
+	int64		child;			/* the saga that it is; 0: none yet */
+	int			items;			/* for each of how many; 0: not known yet */
+	bool		any_completed;	/* of the items of a step that fails now */
 } StepState;
 
 typedef struct Saga
@@ -59,6 +63,7 @@ typedef struct Saga
 	int64		id;
 	ItemPointerData tid;
 	SagaDef    *def;
+	int64		parent;			/* the saga that has it as a step; 0: none */
 	Oid			owner;
 	SagaStatus	status;
 	SagaStatus	stored_status;
@@ -83,6 +88,8 @@ typedef struct Saga
 	bool		not_now;		/* its next call wants a fresh transaction */
 	bool		elsewhere;		/* its next call cannot be made here */
 	StepState  *steps;
+	const struct Task *task;	/* what is being called was handed out */
+	bool		parked;			/* completed, and kept for the saga it is a step of */
 
 	/* Made by saga_prepare() for saga_advance(). */
 	JsonPart   *results;		/* by rank */
@@ -93,6 +100,11 @@ typedef struct Saga
 	int		   *undo;			/* ordinals to compensate, in order */
 	int			nundo;
 	int			undo_at;
+
+	/* Made by saga_load_events() and saga_take_in(). */
+	struct SagaEvents *events;	/* NULL: nothing can come from outside */
+	int			nwaiting;		/* steps that wait */
+	TimestampTz look_again_at;	/* 0: when something comes */
 } Saga;
 
 /* A row for coord_internal.saga_log. */
@@ -145,12 +157,30 @@ typedef struct Turn
 	int			calling_ordinal;
 	Phase		calling_phase;
 
+	/* To be written with the sagas; see saga_handout.c. */
+	List	   *handouts;
+	List	   *done_tasks;		/* int64 * */
+	List	   *consumed;		/* signals, int64 * */
+
 	LogRow	   *log;
 	int			nlog;
 	int			log_size;
 } Turn;
 
+/* Values of one column of the rows to be written, for unnest(). */
+typedef struct Column
+{
+	Oid			type;
+	Datum	   *values;
+	bool	   *nulls;
+} Column;
+
 /* saga_store.c */
+extern void column_init(Column *columns, int ncolumns, const Oid *types, int nrows);
+extern void column_array(Datum *values, const Column *columns, int ncolumns, int nrows);
+extern void column_text(Column *column, int row, const char *text);
+extern void column_time(Column *column, int row, TimestampTz time);
+extern void column_jsonb(Column *column, int row, Jsonb *jsonb);
 extern Saga **saga_load(Turn *turn, const int64 *ids, int count, TimestampTz due, int *nloaded);
 extern void saga_flush(Turn *turn, Saga **sagas, int count);
 extern void saga_log(Turn *turn, const LogRow *row);
@@ -167,6 +197,14 @@ extern bool saga_pivot_done(const Saga *saga);
 extern void saga_settle(Saga *saga);
 extern void saga_step_finished(Saga *saga, int ordinal);
 extern void saga_suspend(Saga *saga, const char *error);
+extern void saga_undo(Saga *saga, const char *error);
+extern int	saga_attempt_limit(const StepDef *step, Phase phase);
+extern void saga_attempt_failed(Turn *turn, Saga *saga, int ordinal, ErrorData *error);
+extern void saga_step_failed(Turn *turn, Saga *saga, int ordinal, char *error, char *sqlstate,
+							 char *detail, char *context);
+extern void saga_step_succeeded(Turn *turn, Saga *saga, int ordinal, Jsonb *result);
+extern void saga_step_not_wanted(Saga *saga, int ordinal);
+extern void saga_prepare_results(Saga *saga);
 
 /* saga_call.c */
 typedef enum CallOutcome
@@ -187,6 +225,17 @@ typedef struct CallResult
 	char	   *reason;			/* CALL_UNRUNNABLE, the same */
 } CallResult;
 
+/* How long a call is going to take, as far as this process knows. */
+typedef enum Pace
+{
+	PACE_UNKNOWN,
+	PACE_QUICK,
+	PACE_SLOW
+} Pace;
+
+extern Pace saga_call_pace(const StepDef *step, Phase phase);
+extern void saga_learn(Saga *saga, int ordinal, Phase phase, int64 us);
+extern char *saga_result_failure(Jsonb *result);
 extern void saga_call(Turn *turn, Saga *saga, int ordinal, Phase phase, CallResult *result);
 extern void saga_leave_user(Turn *turn);
 extern bool saga_error_is_cancel(const ErrorData *error);
@@ -206,8 +255,8 @@ extern void saga_crash_leave(void);
 extern bool saga_is_suspect(int64 saga);
 extern bool saga_suspect_acquire(int64 saga);
 extern void saga_suspect_release(bool all);
-extern bool saga_suspect_charged(int64 saga, int ordinal, Phase phase);
-extern void saga_suspect_charge(int64 saga, int ordinal, Phase phase);
+extern bool saga_suspect_charged(int64 saga, int ordinal, Phase phase, int item);
+extern void saga_suspect_charge(int64 saga, int ordinal, Phase phase, int item);
 extern void saga_suspect_clear(int64 saga);
 
 /* saga_verbs.c */
@@ -231,6 +280,7 @@ typedef struct StartOptions
 	Jsonb	   *labels;
 	char	   *on_existing;
 	int64		hold_us;		/* first wake this much later: the caller runs it */
+	int64		parent;			/* the saga that it is a step of; 0: none */
 } StartOptions;
 
 extern int64 saga_start(const StartOptions *options, bool *existing);

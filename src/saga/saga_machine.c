@@ -23,7 +23,7 @@ static const char *const saga_events[] = {
 	"all_done", "fail", "fail_nothing_done", "suspend", "all_undone",
 	"nothing_undone", "pause", "resume_forward", "resume_backward",
 	"retry_forward", "retry_backward", "cancel", "cancel_nothing_done",
-	"abandon", NULL
+	"abandon", "undo", "pivot_done", NULL
 };
 
 static const Transition saga_transitions[] = {
@@ -47,13 +47,15 @@ static const Transition saga_transitions[] = {
 	{SAGA_COMPENSATING, SAGA_EVENT_ALL_UNDONE, SAGA_COMPENSATED,
 	"every compensation is done or was skipped by hand, at least one is done"},
 	{SAGA_COMPENSATING, SAGA_EVENT_NOTHING_UNDONE, SAGA_FAILED,
-	"every compensation was skipped by hand"},
+	"every compensation was skipped by hand, or in the end nothing had to be undone"},
 	{SAGA_COMPENSATING, SAGA_EVENT_SUSPEND, SAGA_SUSPENDED,
 	"a compensation failed for good or cannot be run"},
 	{SAGA_COMPENSATING, SAGA_EVENT_PAUSE, SAGA_PAUSED,
 	"an operator asked for it"},
 	{SAGA_COMPENSATING, SAGA_EVENT_ABANDON, SAGA_FAILED,
 	"an operator gave it up"},
+	{SAGA_COMPENSATING, SAGA_EVENT_PIVOT_DONE, SAGA_RUNNING,
+	"the pivot was in somebody's hands when the saga turned back, and is completed"},
 
 	{SAGA_PAUSED, SAGA_EVENT_RESUME_FORWARD, SAGA_RUNNING,
 	"an operator resumed it on its way forward"},
@@ -76,6 +78,9 @@ static const Transition saga_transitions[] = {
 	"cancelled with nothing to undo"},
 	{SAGA_SUSPENDED, SAGA_EVENT_ABANDON, SAGA_FAILED,
 	"an operator gave it up"},
+
+	{SAGA_COMPLETED, SAGA_EVENT_UNDO, SAGA_COMPENSATING,
+	"it is a step of a saga that turned back"},
 };
 
 const StateMachine saga_machine = {
@@ -90,7 +95,8 @@ static const char *const step_states[] = {
 
 static const char *const step_events[] = {
 	"unblock", "start", "succeed", "retry", "exhaust", "not_wanted", "skip",
-	"revive", "undo", "undone", "undo_exhaust", "undo_revive", "undo_skip", NULL
+	"revive", "undo", "undone", "undo_exhaust", "undo_revive", "undo_skip",
+	"withdraw", NULL
 };
 
 static const Transition step_transitions[] = {
@@ -104,6 +110,10 @@ static const Transition step_transitions[] = {
 	"an attempt begins"},
 	{STEP_READY, STEP_EVENT_SKIP, STEP_SKIPPED,
 	"an operator skipped it"},
+	{STEP_RUNNING, STEP_EVENT_SKIP, STEP_SKIPPED,
+	"an operator skipped what it waits for"},
+	{STEP_RUNNING, STEP_EVENT_WITHDRAW, STEP_SKIPPED,
+	"the saga turned back before anybody had begun with it"},
 	{STEP_RUNNING, STEP_EVENT_SUCCEED, STEP_COMPLETED,
 	"the attempt returned"},
 	{STEP_RUNNING, STEP_EVENT_NOT_WANTED, STEP_SKIPPED,
@@ -116,6 +126,8 @@ static const Transition step_transitions[] = {
 	"an operator retried it"},
 	{STEP_FAILED, STEP_EVENT_SKIP, STEP_SKIPPED,
 	"an operator skipped it"},
+	{STEP_FAILED, STEP_EVENT_UNDO, STEP_COMPENSATING,
+	"it may have had an effect: it was a task of a queue, or some of its items are completed"},
 	{STEP_COMPLETED, STEP_EVENT_UNDO, STEP_COMPENSATING,
 	"its compensation is due"},
 	{STEP_COMPENSATING, STEP_EVENT_UNDONE, STEP_COMPENSATED,

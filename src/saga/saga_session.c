@@ -35,10 +35,11 @@
 #include "base/installation.h"
 #include "base/json.h"
 #include "base/query.h"
-#include "saga/saga_instance.h"
+#include "saga/saga_task.h"
 
-/* Due sagas looked up at a time. */
+/* Due sagas looked up at a time; tasks that saga_run() takes at a time. */
 #define FETCH 1000
+#define RUN_TASKS 100
 
 /* How far ahead a session that runs a saga keeps the workers away from it. */
 #define HOLD_US (30 * USECS_PER_SEC)
@@ -111,8 +112,12 @@ static int
 fetch_due(int64 *ids)
 {
 	static Statement fetch = {
-		"SELECT id, owner FROM coord_internal.saga WHERE wake_at <= $1"
-		" AND (SELECT coord_internal.home()) = home"
+		"SELECT id FROM (SELECT id, owner, home, priority, wake_at FROM coord_internal.saga"
+		"  WHERE wake_at <= $1"
+		"  UNION SELECT s.id, owner, home, priority, wake_at FROM coord_internal.saga_inbox i"
+		"  JOIN coord_internal.saga s ON s.id = i.saga_id"
+		"  WHERE s.status IN ('running', 'compensating', 'completed') OR s.parent_id IS NOT NULL) AS s"
+		" WHERE (SELECT coord_internal.home()) = home"
 		" AND pg_has_role($2, owner, 'MEMBER')"
 		" ORDER BY priority DESC, wake_at, id LIMIT $3",
 		3, {TIMESTAMPTZOID, OIDOID, INT4OID}
@@ -132,6 +137,63 @@ fetch_due(int64 *ids)
 		ids[i] = DatumGetInt64(query_value(i, 1, &isnull));
 	query_end(&scope);
 	return (int) rows;
+}
+
+/*
+ * Tasks of coord's own workers that may be begun and are the caller's roles'; of
+ * saga "saga" alone unless it is 0.
+ */
+static int
+fetch_tasks(int64 saga, int64 *ids, int max)
+{
+	static Statement fetch = {
+		"SELECT t.id FROM coord_internal.task t JOIN coord_internal.saga s ON s.id = t.saga_id"
+		" WHERE t.queue = '' AND t.status = 'ready' AND t.available_at <= $1"
+		" AND (SELECT coord_internal.home()) = s.home AND pg_has_role($2, t.owner, 'MEMBER')"
+		" AND s.status IN ('running', 'compensating')"
+		" AND s.backward = (t.phase = 'compensation') AND ($4 = 0 OR t.saga_id = $4)"
+		" ORDER BY t.rank, t.position, t.id LIMIT $3",
+		4, {TIMESTAMPTZOID, OIDOID, INT4OID, INT8OID}
+	};
+	Oid			user = GetUserId();
+	QueryScope	scope;
+	Datum		values[4];
+	uint64		rows;
+	bool		isnull;
+
+	query_begin(&scope);
+	values[0] = TimestampTzGetDatum(clock_now());
+	values[1] = ObjectIdGetDatum(user);
+	values[2] = Int32GetDatum(max);
+	values[3] = Int64GetDatum(saga);
+	rows = query_run_latest(&fetch, values, NULL, 0);
+	for (uint64 i = 0; i < rows; i++)
+		ids[i] = DatumGetInt64(query_value(i, 1, &isnull));
+	query_end(&scope);
+	return (int) rows;
+}
+
+/*
+ * Carry tasks out, each in a transaction of its own, at most "max".  Returns how
+ * many; -1: the engine may not act any more.
+ */
+static int
+carry_out(int64 *ids, int count, int max)
+{
+	int			turns = 0;
+
+	for (int i = 0; i < count && turns < max; i++)
+	{
+		Turn		turn;
+		int			leftover;
+		bool		fresh;
+
+		if (!begin_turn(&turn))
+			return -1;
+		turns += saga_carry_out(&turn, &ids[i], 1, &leftover, &fresh);
+		commit();
+	}
+	return turns;
 }
 
 /* One row of a procedure's INOUT arguments. */
@@ -172,9 +234,12 @@ coord_run_pending(PG_FUNCTION_ARGS)
 	{
 		Turn		turn;
 
+		int			done;
+
 		progress = false;
 		if (!begin_turn(&turn))
 			break;
+		(void) task_sweep();
 		count = fetch_due(ids);
 		commit();
 		for (int i = 0; i < count && turns < max_turns; i++)
@@ -189,6 +254,7 @@ coord_run_pending(PG_FUNCTION_ARGS)
 			{
 				saga_take_in_hand(&turn, &ids[i], 1);
 				saga_apply_requests_to(&turn, sagas, 1);
+				saga_load_events(&turn, sagas, 1);
 				access_note_role(sagas[0]->owner);
 				saga_advance(&turn, sagas[0]);
 				saga_leave_user(&turn);
@@ -198,6 +264,13 @@ coord_run_pending(PG_FUNCTION_ARGS)
 			}
 			commit();
 		}
+		count = fetch_tasks(0, ids, FETCH);
+		commit();
+		done = carry_out(ids, count, max_turns - turns);
+		if (done < 0)
+			break;
+		turns += done;
+		progress = progress || done > 0;
 	}
 	value = Int32GetDatum(turns);
 	return procedure_result(fcinfo, &value, &isnull);
@@ -276,11 +349,16 @@ run_turn(int64 id)
 	}
 	saga_take_in_hand(&turn, &id, 1);
 	saga_apply_requests_to(&turn, sagas, 1);
+	saga_load_events(&turn, sagas, 1);
 	saga_advance(&turn, sagas[0]);
 	saga_leave_user(&turn);
 	if (sagas[0]->status == SAGA_RUNNING || sagas[0]->status == SAGA_COMPENSATING)
 	{
 		wake_at = sagas[0]->wake_at;
+
+		/* It waits for something to come, which wakes it. */
+		if (wake_at == 0)
+			wake_at = clock_now() + HOLD_US;
 		sagas[0]->wake_at = Max(wake_at, clock_now()) + HOLD_US;
 		sagas[0]->dirty = true;
 	}
@@ -337,10 +415,17 @@ coord_saga_run(PG_FUNCTION_ARGS)
 
 	for (;;)
 	{
+		int64		tasks[RUN_TASKS];
+		int			count;
+
 		wake_at = run_turn(id);
 		commit();
 		if (wake_at == 0)
 			break;
+		count = fetch_tasks(id, tasks, RUN_TASKS);
+		commit();
+		if (carry_out(tasks, count, count) > 0)
+			continue;
 		if (clock_is_set() && wake_at > clock_now())
 			break;				/* a pinned clock never gets there */
 		sleep_until(id, wake_at);

@@ -186,12 +186,13 @@ saga_start(const StartOptions *options, bool *existing)
 {
 	static Statement insert = {
 		"INSERT INTO coord_internal.saga (id, definition, owner, key, input,"
-		" priority, labels, correlation_id, created_at, wake_at, deadline_at, start_at, home)"
+		" priority, labels, correlation_id, created_at, wake_at, deadline_at, start_at, home,"
+		" parent_id)"
 		" VALUES (coalesce($1, nextval('coord_internal.saga_id')), $2, $3, $4, $5,"
-		" $6, $7, $8, $9, $10, $11, $12, $13) RETURNING id",
-		13, {INT8OID, INT8OID, OIDOID, TEXTOID, JSONBOID, INT4OID, JSONBOID,
+		" $6, $7, $8, $9, $10, $11, $12, $13, $14) RETURNING id",
+		14, {INT8OID, INT8OID, OIDOID, TEXTOID, JSONBOID, INT4OID, JSONBOID,
 		UUIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID,
-		INT8OID}
+		INT8OID, INT8OID}
 	};
 	Oid			user = GetUserId();
 	TimestampTz now = clock_now();
@@ -200,8 +201,8 @@ saga_start(const StartOptions *options, bool *existing)
 	Interval   *deadline;
 	pg_uuid_t  *correlation_id = options->correlation_id;
 	QueryScope	scope;
-	Datum		values[13];
-	bool		nulls[13] = {false};
+	Datum		values[14];
+	bool		nulls[14] = {false};
 	SagaDef    *def;
 	int64		id = 0;
 	bool		isnull;
@@ -272,6 +273,8 @@ saga_start(const StartOptions *options, bool *existing)
 	values[11] = TimestampTzGetDatum(begin);
 	nulls[11] = begin <= now;
 	values[12] = Int64GetDatum(installation_home());
+	values[13] = Int64GetDatum(options->parent);
+	nulls[13] = options->parent == 0;
 	query_run(&insert, values, nulls, 0);
 	id = DatumGetInt64(query_value(0, 1, &isnull));
 	query_end(&scope);

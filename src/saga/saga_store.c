@@ -28,7 +28,7 @@
 #include "base/installation.h"
 #include "base/json.h"
 #include "base/query.h"
-#include "saga/saga_instance.h"
+#include "saga/saga_task.h"
 
 static const char *const phase_names[] = {"action", "compensation"};
 
@@ -43,14 +43,7 @@ saga_phase_name(int phase)
  * ----------------------------------------------------------------
  */
 
-typedef struct Column
-{
-	Oid			type;
-	Datum	   *values;
-	bool	   *nulls;
-} Column;
-
-static void
+void
 column_init(Column *columns, int ncolumns, const Oid *types, int nrows)
 {
 	for (int i = 0; i < ncolumns; i++)
@@ -61,7 +54,7 @@ column_init(Column *columns, int ncolumns, const Oid *types, int nrows)
 	}
 }
 
-static void
+void
 column_array(Datum *values, const Column *columns, int ncolumns, int nrows)
 {
 	for (int i = 0; i < ncolumns; i++)
@@ -81,23 +74,23 @@ column_array(Datum *values, const Column *columns, int ncolumns, int nrows)
 	}
 }
 
-static void
-set_text(Column *column, int row, const char *text)
+void
+column_text(Column *column, int row, const char *text)
 {
 	column->nulls[row] = text == NULL;
 	if (text != NULL)
 		column->values[row] = CStringGetTextDatum(text);
 }
 
-static void
-set_time(Column *column, int row, TimestampTz time)
+void
+column_time(Column *column, int row, TimestampTz time)
 {
 	column->nulls[row] = time == 0;
 	column->values[row] = TimestampTzGetDatum(time);
 }
 
-static void
-set_jsonb(Column *column, int row, Jsonb *jsonb)
+void
+column_jsonb(Column *column, int row, Jsonb *jsonb)
 {
 	column->nulls[row] = jsonb == NULL;
 	column->values[row] = PointerGetDatum(jsonb);
@@ -185,6 +178,10 @@ read_saga(MemoryContext context, uint64 row, int64 *definition)
 	saga->next_sequence = DatumGetInt32(query_value(row, 17, &isnull));
 	saga->has_steps = DatumGetBool(query_value(row, 18, &isnull));
 	saga->start_at = get_time(row, 19);
+	(void) query_value(row, 20, &isnull);
+	saga->parent = isnull ? 0 : get_int(row, 20);
+	saga->finished_at = get_time(row, 21);
+	saga->parked = saga->status == SAGA_COMPLETED;
 	return saga;
 }
 
@@ -215,7 +212,7 @@ load_steps(Turn *turn, Saga **sagas, int count)
 	static Statement read = {
 		"SELECT saga_id, ordinal, status, phase, attempt, sequence, result,"
 		" has_result, error, sqlstate, error_detail, error_context,"
-		" next_attempt_at, started_at, finished_at"
+		" next_attempt_at, started_at, finished_at, waiting, child, items"
 		" FROM coord_internal.saga_step WHERE saga_id = ANY ($1)",
 		1, {INT8ARRAYOID}
 	};
@@ -268,34 +265,27 @@ load_steps(Turn *turn, Saga **sagas, int count)
 		state->next_attempt_at = get_time(i, 13);
 		state->started_at = get_time(i, 14);
 		state->finished_at = get_time(i, 15);
+		state->waiting = DatumGetBool(query_value(i, 16, &isnull));
+		(void) query_value(i, 17, &isnull);
+		state->child = isnull ? 0 : get_int(i, 17);
+		state->items = DatumGetInt32(query_value(i, 18, &isnull));
+		if (isnull)
+			state->items = 0;
 	}
 	query_end(&scope);
 }
 
-/*
- * Claim and load those of "ids" that nobody else holds and, unless "due" is 0,
- * that are due by then.  Returns them in order of priority and age, in the
- * turn's memory context.  The claim lasts until the transaction ends.
- */
-Saga **
-saga_load(Turn *turn, const int64 *ids, int count, TimestampTz due, int *nloaded)
-{
-#define CLAIM \
-	"SELECT id, ctid, definition, owner, status, backward, cause, error, key," \
+#define SAGA_COLUMNS \
+	"SELECT s.id, s.ctid, definition, owner, status, backward, cause, error, key," \
 	" input, priority, correlation_id, created_at, started_at, wake_at," \
-	" deadline_at, next_sequence, has_steps, start_at" \
-	" FROM coord_internal.saga WHERE id = ANY ($1)"
-	/* Not "wake_at <= $2", which could be planned through the other index. */
-	static Statement claim_due = {
-		CLAIM " AND coalesce(wake_at, 'infinity') <= $2 AND home = $3"
-		" FOR UPDATE SKIP LOCKED",
-		3, {INT8ARRAYOID, TIMESTAMPTZOID, INT8OID}
-	};
-	static Statement claim_any = {
-		CLAIM " FOR UPDATE SKIP LOCKED",
-		1, {INT8ARRAYOID}
-	};
-	MemoryContext old = MemoryContextSwitchTo(turn->context);
+	" deadline_at, next_sequence, has_steps, start_at, parent_id, finished_at" \
+	" FROM coord_internal.saga s WHERE s.id = ANY ($1)"
+
+/* Run a statement that begins with SAGA_COLUMNS; sagas in the order of ids. */
+static Saga **
+load(Turn *turn, Statement *statement, const int64 *ids, int count, TimestampTz due,
+	 int *nloaded)
+{
 	Saga	  **sagas = palloc(sizeof(Saga *) * Max(count, 1));
 	int64	   *definitions = palloc(sizeof(int64) * Max(count, 1));
 	Datum	   *elements = palloc(sizeof(Datum) * Max(count, 1));
@@ -311,7 +301,7 @@ saga_load(Turn *turn, const int64 *ids, int count, TimestampTz due, int *nloaded
 	values[2] = Int64GetDatum(installation_home());
 
 	query_begin(&scope);
-	rows = query_run(due != 0 ? &claim_due : &claim_any, values, NULL, 0);
+	rows = query_run(statement, values, NULL, 0);
 	for (uint64 i = 0; i < rows; i++)
 		sagas[i] = read_saga(turn->context, i, &definitions[i]);
 	query_end(&scope);
@@ -321,22 +311,80 @@ saga_load(Turn *turn, const int64 *ids, int count, TimestampTz due, int *nloaded
 		sagas[i]->def = saga_definition_by_id(definitions[i]);
 		sagas[i]->steps = palloc0(sizeof(StepState) * sagas[i]->def->nsteps);
 	}
+	qsort(sagas, rows, sizeof(Saga *), compare_id);
+	load_steps(turn, sagas, rows);
+	*nloaded = (int) rows;
+	return sagas;
+}
+
+/*
+ * Claim and load those of "ids" that nobody else holds and, unless "due" is 0,
+ * that are due by then or have something in their inbox.  Returns them in order
+ * of priority and age, in the turn's memory context.  The claim lasts until the
+ * transaction ends.
+ */
+Saga **
+saga_load(Turn *turn, const int64 *ids, int count, TimestampTz due, int *nloaded)
+{
+	/* Not "wake_at <= $2", which could be planned through the other index. */
+	static Statement claim_due = {
+		SAGA_COLUMNS " AND home = $3 AND (coalesce(wake_at, 'infinity') <= $2"
+		" OR EXISTS (SELECT FROM coord_internal.saga_inbox i WHERE i.saga_id = s.id))"
+		" FOR UPDATE OF s SKIP LOCKED",
+		3, {INT8ARRAYOID, TIMESTAMPTZOID, INT8OID}
+	};
+	static Statement claim_any = {
+		SAGA_COLUMNS " FOR UPDATE SKIP LOCKED",
+		1, {INT8ARRAYOID}
+	};
+	MemoryContext old = MemoryContextSwitchTo(turn->context);
+	Saga	  **sagas = load(turn, due != 0 ? &claim_due : &claim_any, ids, count, due,
+							 nloaded);
+
 	/*
 	 * A worker that comes by while they are locked here passes over them; it is
 	 * told again when this transaction ends, whichever way.
 	 */
-	for (uint64 i = 0; i < rows && !turn->worker; i++)
+	for (int i = 0; i < *nloaded && !turn->worker; i++)
 	{
-		if (sagas[i]->wake_at != 0)
+		if (sagas[i]->wake_at != 0 || sagas[i]->def->waits)
 			doorbell_due_at_end(sagas[i]->id, sagas[i]->priority,
 								sagas[i]->owner, sagas[i]->wake_at);
 	}
-	qsort(sagas, rows, sizeof(Saga *), compare_id);
-	load_steps(turn, sagas, rows);
-	qsort(sagas, rows, sizeof(Saga *), compare_rank);
-	*nloaded = (int) rows;
+	qsort(sagas, *nloaded, sizeof(Saga *), compare_rank);
 	MemoryContextSwitchTo(old);
 	return sagas;
+}
+
+/*
+ * Load without claiming: what a task's document is made of.  In the order of
+ * ids, in the turn's memory context.
+ */
+Saga **
+saga_read(Turn *turn, const int64 *ids, int count, int *nread)
+{
+	static Statement read = {
+		SAGA_COLUMNS " AND home = $3",
+		3, {INT8ARRAYOID, TIMESTAMPTZOID, INT8OID}
+	};
+	MemoryContext old = MemoryContextSwitchTo(turn->context);
+	Saga	  **sagas = load(turn, &read, ids, count, 0, nread);
+
+	MemoryContextSwitchTo(old);
+	return sagas;
+}
+
+/* One of saga_read()'s by id; NULL when it is not among them. */
+Saga *
+saga_find_read(Saga **sagas, int count, int64 id)
+{
+	Saga		key;
+	Saga	   *keyp = &key;
+	Saga	  **found;
+
+	key.id = id;
+	found = bsearch(&keyp, sagas, count, sizeof(Saga *), compare_id);
+	return found ? *found : NULL;
 }
 
 /* ----------------------------------------------------------------
@@ -449,16 +497,16 @@ write_finished(Saga **sagas, int count)
 		Saga	   *saga = sagas[i];
 
 		columns[0].values[i] = PointerGetDatum(&saga->tid);
-		set_text(&columns[1], i, saga->def->name);
+		column_text(&columns[1], i, saga->def->name);
 		columns[2].values[i] = Int32GetDatum(saga->def->version);
-		set_text(&columns[3], i, saga_machine.states[saga->stored_status]);
-		set_text(&columns[4], i, saga_machine.states[saga->status]);
+		column_text(&columns[3], i, saga_machine.states[saga->stored_status]);
+		column_text(&columns[4], i, saga_machine.states[saga->status]);
 		columns[5].values[i] = BoolGetDatum(saga->backward);
-		set_text(&columns[6], i, saga->cause);
-		set_text(&columns[7], i, saga->error);
-		set_time(&columns[8], i, saga->started_at);
-		set_time(&columns[9], i, saga->finished_at);
-		set_jsonb(&columns[10], i, archived_steps(saga));
+		column_text(&columns[6], i, saga->cause);
+		column_text(&columns[7], i, saga->error);
+		column_time(&columns[8], i, saga->started_at);
+		column_time(&columns[9], i, saga->finished_at);
+		column_jsonb(&columns[10], i, archived_steps(saga));
 		if (saga->has_steps)
 			with_steps[nwith_steps++] = Int64GetDatum(saga->id);
 	}
@@ -489,9 +537,9 @@ write_steps(Saga **sagas, int count)
 		"INSERT INTO coord_internal.saga_step AS s"
 		" (saga_id, ordinal, status, phase, attempt, sequence, result, has_result,"
 		" error, sqlstate, error_detail, error_context, next_attempt_at,"
-		" started_at, finished_at)"
+		" started_at, finished_at, waiting, child, items)"
 		" SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,"
-		" $13, $14, $15)"
+		" $13, $14, $15, $16, $17, $18)"
 		" ON CONFLICT (saga_id, ordinal) DO UPDATE SET status = excluded.status,"
 		" phase = excluded.phase, attempt = excluded.attempt,"
 		" sequence = excluded.sequence, result = excluded.result,"
@@ -499,16 +547,17 @@ write_steps(Saga **sagas, int count)
 		" sqlstate = excluded.sqlstate, error_detail = excluded.error_detail,"
 		" error_context = excluded.error_context,"
 		" next_attempt_at = excluded.next_attempt_at,"
-		" started_at = excluded.started_at, finished_at = excluded.finished_at",
-		15, {INT8ARRAYOID, INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT4ARRAYOID,
+		" started_at = excluded.started_at, finished_at = excluded.finished_at,"
+		" waiting = excluded.waiting, child = excluded.child, items = excluded.items",
+		18, {INT8ARRAYOID, INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT4ARRAYOID,
 			INT4ARRAYOID, JSONBARRAYOID, BOOLARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
 			TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID,
-		TIMESTAMPTZARRAYOID}
+		TIMESTAMPTZARRAYOID, BOOLARRAYOID, INT8ARRAYOID, INT4ARRAYOID}
 	};
 	static const Oid types[] = {
 		INT8OID, INT4OID, TEXTOID, TEXTOID, INT4OID, INT4OID, JSONBOID, BOOLOID,
 		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID,
-		TIMESTAMPTZOID
+		TIMESTAMPTZOID, BOOLOID, INT8OID, INT4OID
 	};
 	Column		columns[lengthof(types)];
 	Datum		values[lengthof(types)];
@@ -534,19 +583,24 @@ write_steps(Saga **sagas, int count)
 				continue;
 			columns[0].values[row] = Int64GetDatum(sagas[i]->id);
 			columns[1].values[row] = Int32GetDatum(j);
-			set_text(&columns[2], row, step_machine.states[state->status]);
-			set_text(&columns[3], row, phase_names[state->phase]);
+			column_text(&columns[2], row, step_machine.states[state->status]);
+			column_text(&columns[3], row, phase_names[state->phase]);
 			columns[4].values[row] = Int32GetDatum(state->attempt);
 			columns[5].values[row] = Int32GetDatum(state->sequence);
-			set_jsonb(&columns[6], row, state->result);
+			column_jsonb(&columns[6], row, state->result);
 			columns[7].values[row] = BoolGetDatum(state->has_result);
-			set_text(&columns[8], row, state->error);
-			set_text(&columns[9], row, state->sqlstate);
-			set_text(&columns[10], row, state->detail);
-			set_text(&columns[11], row, state->context);
-			set_time(&columns[12], row, state->next_attempt_at);
-			set_time(&columns[13], row, state->started_at);
-			set_time(&columns[14], row, state->finished_at);
+			column_text(&columns[8], row, state->error);
+			column_text(&columns[9], row, state->sqlstate);
+			column_text(&columns[10], row, state->detail);
+			column_text(&columns[11], row, state->context);
+			column_time(&columns[12], row, state->next_attempt_at);
+			column_time(&columns[13], row, state->started_at);
+			column_time(&columns[14], row, state->finished_at);
+			columns[15].values[row] = BoolGetDatum(state->waiting);
+			columns[16].values[row] = Int64GetDatum(state->child);
+			columns[16].nulls[row] = state->child == 0;
+			columns[17].values[row] = Int32GetDatum(state->items);
+			columns[17].nulls[row] = state->items == 0;
 			row++;
 		}
 	}
@@ -565,18 +619,18 @@ write_waiting(Turn *turn, Saga **sagas, int count)
 		" backward = u.backward, cause = u.cause, error = u.error,"
 		" input = coalesce(u.input, s.input), started_at = u.started_at,"
 		" wake_at = u.wake_at, next_sequence = u.next_sequence,"
-		" has_steps = u.has_steps"
-		" FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+		" has_steps = u.has_steps, finished_at = u.finished_at"
+		" FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
 		" AS u(tid, old_status, status, backward, cause, error, input, started_at,"
-		" wake_at, next_sequence, has_steps)"
+		" wake_at, next_sequence, has_steps, finished_at)"
 		" WHERE s.ctid = u.tid AND s.status = u.old_status",
-		11, {TIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID, BOOLARRAYOID, TEXTARRAYOID,
+		12, {TIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID, BOOLARRAYOID, TEXTARRAYOID,
 			TEXTARRAYOID, JSONBARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID,
-		INT4ARRAYOID, BOOLARRAYOID}
+		INT4ARRAYOID, BOOLARRAYOID, TIMESTAMPTZARRAYOID}
 	};
 	static const Oid types[] = {
 		TIDOID, TEXTOID, TEXTOID, BOOLOID, TEXTOID, TEXTOID, JSONBOID,
-		TIMESTAMPTZOID, TIMESTAMPTZOID, INT4OID, BOOLOID
+		TIMESTAMPTZOID, TIMESTAMPTZOID, INT4OID, BOOLOID, TIMESTAMPTZOID
 	};
 	Column		columns[lengthof(types)];
 	Datum		values[lengthof(types)];
@@ -590,16 +644,17 @@ write_waiting(Turn *turn, Saga **sagas, int count)
 		for (int j = 0; j < saga->def->nsteps && !saga->has_steps; j++)
 			saga->has_steps = saga->steps[j].dirty;
 		columns[0].values[i] = PointerGetDatum(&saga->tid);
-		set_text(&columns[1], i, saga_machine.states[saga->stored_status]);
-		set_text(&columns[2], i, saga_machine.states[saga->status]);
+		column_text(&columns[1], i, saga_machine.states[saga->stored_status]);
+		column_text(&columns[2], i, saga_machine.states[saga->status]);
 		columns[3].values[i] = BoolGetDatum(saga->backward);
-		set_text(&columns[4], i, saga->cause);
-		set_text(&columns[5], i, saga->error);
-		set_jsonb(&columns[6], i, saga->input_dirty ? saga->input : NULL);
-		set_time(&columns[7], i, saga->started_at);
-		set_time(&columns[8], i, saga->wake_at);
+		column_text(&columns[4], i, saga->cause);
+		column_text(&columns[5], i, saga->error);
+		column_jsonb(&columns[6], i, saga->input_dirty ? saga->input : NULL);
+		column_time(&columns[7], i, saga->started_at);
+		column_time(&columns[8], i, saga->wake_at);
 		columns[9].values[i] = Int32GetDatum(saga->next_sequence);
 		columns[10].values[i] = BoolGetDatum(saga->has_steps);
+		column_time(&columns[11], i, saga->finished_at);
 	}
 	column_array(values, columns, lengthof(types), count);
 	query_begin(&scope);
@@ -677,19 +732,19 @@ write_log(Turn *turn)
 
 		columns[0].values[i] = Int64GetDatum(row->saga);
 		columns[1].values[i] = ObjectIdGetDatum(row->owner);
-		set_time(&columns[2], i, row->at);
-		set_text(&columns[3], i, row->event);
-		set_text(&columns[4], i, row->step);
-		set_text(&columns[5], i, saga_phase_name(row->phase));
+		column_time(&columns[2], i, row->at);
+		column_text(&columns[3], i, row->event);
+		column_text(&columns[4], i, row->step);
+		column_text(&columns[5], i, saga_phase_name(row->phase));
 		columns[6].values[i] = Int32GetDatum(row->attempt);
 		columns[6].nulls[i] = row->attempt == 0;
 		columns[7].values[i] = ObjectIdGetDatum(row->role);
-		set_text(&columns[8], i, row->reason);
-		set_text(&columns[9], i, row->error);
-		set_text(&columns[10], i, row->sqlstate);
-		set_text(&columns[11], i, row->detail);
-		set_text(&columns[12], i, row->context);
-		set_text(&columns[13], i, row->name);
+		column_text(&columns[8], i, row->reason);
+		column_text(&columns[9], i, row->error);
+		column_text(&columns[10], i, row->sqlstate);
+		column_text(&columns[11], i, row->detail);
+		column_text(&columns[12], i, row->context);
+		column_text(&columns[13], i, row->name);
 	}
 	column_array(values, columns, lengthof(types), turn->nlog);
 	query_begin(&scope);
@@ -714,15 +769,20 @@ saga_flush(Turn *turn, Saga **sagas, int count)
 	DEBUG_POINT("saga_before_flush");
 	for (int i = 0; i < count; i++)
 	{
-		if (saga_status_is_final(sagas[i]->status))
+		if (saga_status_is_final(sagas[i]->status) && !sagas[i]->parked)
 			finished[nfinished++] = sagas[i];
 		else if (sagas[i]->dirty)
 			waiting[nwaiting++] = sagas[i];
 	}
 	if (nfinished > 0)
+	{
 		write_finished(finished, nfinished);
+		saga_forget_waits(turn, finished, nfinished);
+	}
 	if (nwaiting > 0)
 		write_waiting(turn, waiting, nwaiting);
+	saga_write_waits(turn);
+	saga_tell_parents(sagas, count);
 	write_log(turn);
 	MemoryContextSwitchTo(old);
 	DEBUG_POINT("saga_after_flush");

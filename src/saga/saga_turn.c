@@ -23,6 +23,7 @@
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -35,7 +36,7 @@
 #include "base/installation.h"
 #include "base/query.h"
 #include "base/retry.h"
-#include "saga/saga_instance.h"
+#include "saga/saga_task.h"
 
 /* A worker begins no further saga in a turn that is this old. */
 #define TURN_BUDGET_US 5000
@@ -45,6 +46,13 @@ static int	batch_size = 1;
 
 /* Turns to come that take one saga each, after an error nobody owned up to. */
 static int	singly = 0;
+
+/* Should no further saga or task be begun in this turn? */
+bool
+saga_turn_is_over(const Turn *turn)
+{
+	return GetCurrentTimestamp() - turn->started > TURN_BUDGET_US;
+}
 
 /*
  * Advance loaded sagas until the turn should end, and write them back.  Returns
@@ -56,11 +64,12 @@ run_sagas(Turn *turn, Saga **sagas, int count)
 	int			done = 0;
 
 	saga_apply_requests_to(turn, sagas, count);
+	saga_load_events(turn, sagas, count);
 	while (done < count && !turn->end)
 	{
 		CHECK_FOR_INTERRUPTS();
 		saga_advance(turn, sagas[done++]);
-		if (GetCurrentTimestamp() - turn->started > TURN_BUDGET_US ||
+		if (saga_turn_is_over(turn) ||
 			(turn->slot && turn->slot->request_serial != turn->request_serial))
 			break;
 	}
@@ -93,15 +102,114 @@ start_transaction(void)
 	return outcome;
 }
 
+/*
+ * Sagas that this process has just let go of and that may have been told of
+ * something meanwhile: whoever rang found them locked.
+ */
+static QueueEntry let_go[SAGA_MAX_BATCH];
+static int	nlet_go = 0;
+
+static void
+note_let_go(Saga **sagas, int count)
+{
+	nlet_go = 0;
+	for (int i = 0; i < count; i++)
+	{
+		const Saga *saga = sagas[i];
+
+		if ((!saga->def->waits && saga->parent == 0) ||
+			(saga->status != SAGA_RUNNING && saga->status != SAGA_COMPENSATING && !saga->parked))
+			continue;
+		let_go[nlet_go].id = saga->id;
+		let_go[nlet_go].priority = saga->priority;
+		let_go[nlet_go].owner = saga->owner;
+		let_go[nlet_go++].task = false;
+	}
+}
+
+/* After the commit that let them go: ring again for those that have an inbox. */
+static void
+recheck_inboxes(DatabaseSlot *slot)
+{
+	static Statement look = {
+		"SELECT i FROM unnest($1) AS u(i) WHERE EXISTS"
+		" (SELECT FROM coord_internal.saga_inbox b WHERE b.saga_id = u.i)",
+		1, {INT8ARRAYOID}
+	};
+	Datum		ids[SAGA_MAX_BATCH];
+	QueryScope	scope;
+	Datum		value;
+	uint64		rows;
+
+	if (nlet_go == 0 || slot == NULL)
+		return;
+	StartTransactionCommand();
+	if (!installation_lock(AccessShareLock))
+	{
+		nlet_go = 0;
+		CommitTransactionCommand();
+		return;
+	}
+	for (int i = 0; i < nlet_go; i++)
+		ids[i] = Int64GetDatum(let_go[i].id);
+	query_begin(&scope);
+	value = PointerGetDatum(construct_array(ids, nlet_go, INT8OID, 8, true, TYPALIGN_DOUBLE));
+	rows = query_run(&look, &value, NULL, 0);
+	for (uint64 i = 0; i < rows; i++)
+	{
+		bool		isnull;
+		int64		id = DatumGetInt64(query_value(i, 1, &isnull));
+
+		for (int j = 0; j < nlet_go; j++)
+		{
+			if (let_go[j].id == id)
+				doorbell_tell(slot, &let_go[j], 1);
+		}
+	}
+	query_end(&scope);
+	nlet_go = 0;
+	CommitTransactionCommand();
+}
+
+/*
+ * Claim sagas and advance them in the open transaction.  "ids" are then in order:
+ * first the "leftover" ones that are to be tried again.  Returns how many were
+ * got to.
+ */
+static int
+advance(Turn *turn, int64 *ids, int count, int *leftover, bool *fresh)
+{
+	Saga	  **sagas;
+	int			loaded;
+	int			done;
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	sagas = saga_load(turn, ids, count, clock_now(), &loaded);
+	turn->loaded = GetCurrentTimestamp();
+	turn->nloaded = loaded;
+	saga_take_in_hand(turn, ids, count);
+	PopActiveSnapshot();
+	done = run_sagas(turn, sagas, loaded);
+
+	*leftover = 0;
+	for (int i = 0; i < loaded; i++)
+	{
+		/* Not got to, or asked for a fresh transaction. */
+		if (i < done && !sagas[i]->not_now)
+			continue;
+		*fresh = *fresh || sagas[i]->not_now;
+		ids[(*leftover)++] = sagas[i]->id;
+	}
+	note_let_go(sagas, loaded);
+	return done;
+}
+
 /* The transaction of a turn; the caller catches its errors. */
 static SagaTurnOutcome
 turn_transaction(Turn *turn, QueueEntry *entries, int count, SagaTurnResult *result)
 {
 	int64	   *ids = palloc(sizeof(int64) * count);
-	Saga	  **sagas;
 	SagaTurnOutcome outcome;
-	int			loaded;
-	int			done;
 
 	outcome = start_transaction();
 	if (outcome == SAGA_TURN_DONE && !access_role_is_noted(entries[0].owner))
@@ -113,42 +221,54 @@ turn_transaction(Turn *turn, QueueEntry *entries, int count, SagaTurnResult *res
 	}
 	if (outcome != SAGA_TURN_DONE)
 		return outcome;
-	PushActiveSnapshot(GetTransactionSnapshot());
-	saga_ensure_partitions(true);
 	saga_turn_begin(turn, true);
 	for (int i = 0; i < count; i++)
 		ids[i] = entries[i].id;
-	sagas = saga_load(turn, ids, count, clock_now(), &loaded);
-	turn->loaded = GetCurrentTimestamp();
-	turn->nloaded = loaded;
-	saga_take_in_hand(turn, ids, count);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	saga_ensure_partitions(true);
 	PopActiveSnapshot();
-	done = run_sagas(turn, sagas, loaded);
-
-	result->sagas = done;
-	result->leftover = 0;
-	for (int i = 0; i < loaded; i++)
-	{
-		/* Not got to, or asked for a fresh transaction. */
-		if (i < done && !sagas[i]->not_now)
-			continue;
-		result->fresh = result->fresh || sagas[i]->not_now;
-		entries[result->leftover].id = sagas[i]->id;
-		entries[result->leftover].priority = sagas[i]->priority;
-		entries[result->leftover].owner = sagas[i]->owner;
-		result->leftover++;
-	}
+	if (entries[0].task)
+		result->sagas = saga_carry_out(turn, ids, count, &result->leftover, &result->fresh);
+	else
+		result->sagas = advance(turn, ids, count, &result->leftover, &result->fresh);
+	for (int i = 0; i < result->leftover; i++)
+		entries[i].id = ids[i];
 	result->steps = turn->calls;
 	CommitTransactionCommand();
 	saga_suspect_release(false);
+	recheck_inboxes(turn->slot);
 
 	if (result->fresh)
 		batch_size = 1;
 	else if (result->leftover > 0)
-		batch_size = Max(1, done);
+		batch_size = Max(1, result->sagas);
 	else if (count >= batch_size)
 		batch_size = Min(SAGA_MAX_BATCH, batch_size * 2);
 	return SAGA_TURN_DONE;
+}
+
+/* The saga of a task; runs outside a transaction. */
+static int64
+saga_of_task(int64 task)
+{
+	static Statement read = {
+		"SELECT saga_id FROM coord_internal.task WHERE id = $1", 1, {INT8OID}
+	};
+	QueryScope	scope;
+	Datum		value = Int64GetDatum(task);
+	int64		saga = 0;
+	bool		isnull;
+
+	StartTransactionCommand();
+	if (installation_lock(AccessShareLock))
+	{
+		query_begin(&scope);
+		if (query_run(&read, &value, NULL, 0) > 0)
+			saga = DatumGetInt64(query_value(0, 1, &isnull));
+		query_end(&scope);
+	}
+	CommitTransactionCommand();
+	return saga;
 }
 
 /*
@@ -201,6 +321,7 @@ saga_worker_turn(QueueEntry *entries, int count, SagaTurnResult *result)
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
 		FlushErrorState();
+		nlet_go = 0;
 		if (turn.calling != NULL)
 			saga_distrust(turn.calling->def, turn.calling_ordinal, turn.calling_phase);
 		else if (count > 1)
@@ -227,15 +348,17 @@ saga_worker_turn(QueueEntry *entries, int count, SagaTurnResult *result)
 		RetryPolicy standard = {0};
 		const char *sqlstate = unpack_sql_state(error->sqlerrcode);
 
+		int64		saga = entries[0].task ? saga_of_task(entries[0].id) : entries[0].id;
+
 		ereport(LOG,
 				(errmsg("coord: saga " INT64_FORMAT " could not be advanced: %s",
-						entries[0].id, error->message),
+						saga, error->message),
 				 error->detail ? errdetail_internal("%s", error->detail) : 0,
 				 error->context ? errcontext("%s", error->context) : 0));
 		if (!retry_is_worth(&standard, sqlstate) &&
 			error->sqlerrcode != ERRCODE_COORD_VERSION_MISMATCH)
 		{
-			suspend_broken(entries[0].id, error->message);
+			suspend_broken(saga, error->message);
 			result->leftover = 0;
 		}
 		return SAGA_TURN_FAILED;
@@ -288,6 +411,7 @@ saga_scan_due(TimestampTz mark_at, int64 mark_id, TimestampTz until,
 		entries[i].id = DatumGetInt64(query_value(i, 1, &isnull));
 		entries[i].priority = DatumGetInt32(query_value(i, 2, &isnull));
 		entries[i].owner = DatumGetObjectId(query_value(i, 3, &isnull));
+		entries[i].task = false;
 		*last_at = DatumGetTimestampTz(query_value(i, 4, &isnull));
 		*last_id = entries[i].id;
 	}
@@ -322,7 +446,78 @@ saga_scan_priority(TimestampTz until, QueueEntry *entries, int max)
 		entries[i].id = DatumGetInt64(query_value(i, 1, &isnull));
 		entries[i].priority = DatumGetInt32(query_value(i, 2, &isnull));
 		entries[i].owner = DatumGetObjectId(query_value(i, 3, &isnull));
+		entries[i].task = false;
 	}
+	query_end(&scope);
+	return (int) rows;
+}
+
+/* Sagas that have something in their inboxes. */
+int
+saga_scan_inbox(QueueEntry *entries, int max)
+{
+	static Statement scan = {
+		"SELECT s.id, s.priority, s.owner FROM"
+		" (SELECT DISTINCT saga_id FROM coord_internal.saga_inbox) AS i"
+		" JOIN coord_internal.saga s ON s.id = i.saga_id LIMIT $1",
+		1, {INT4OID}
+	};
+	QueryScope	scope;
+	Datum		value = Int32GetDatum(max);
+	uint64		rows;
+	bool		isnull;
+
+	query_begin(&scope);
+	rows = query_run(&scan, &value, NULL, 0);
+	for (uint64 i = 0; i < rows; i++)
+	{
+		entries[i].id = DatumGetInt64(query_value(i, 1, &isnull));
+		entries[i].priority = DatumGetInt32(query_value(i, 2, &isnull));
+		entries[i].owner = DatumGetObjectId(query_value(i, 3, &isnull));
+		entries[i].task = false;
+	}
+	query_end(&scope);
+	return (int) rows;
+}
+
+/*
+ * Tasks of coord's own workers that may be begun by "until", at most "max"; in
+ * "next" when the first of the others may, 0: there is none.
+ */
+int
+saga_scan_tasks(TimestampTz until, QueueEntry *entries, int max, TimestampTz *next)
+{
+	static Statement scan = {
+		"SELECT id, (-rank)::int, owner FROM coord_internal.task"
+		" WHERE queue = '' AND status = 'ready' AND available_at <= $1"
+		" ORDER BY queue, rank, position, id LIMIT $2",
+		2, {TIMESTAMPTZOID, INT4OID}
+	};
+	static Statement later = {
+		"SELECT min(available_at) FROM coord_internal.task"
+		" WHERE queue = '' AND status = 'ready' AND available_at > $1",
+		1, {TIMESTAMPTZOID}
+	};
+	QueryScope	scope;
+	Datum		values[2];
+	uint64		rows;
+	bool		isnull;
+
+	query_begin(&scope);
+	values[0] = TimestampTzGetDatum(until);
+	values[1] = Int32GetDatum(max);
+	rows = query_run(&scan, values, NULL, 0);
+	for (uint64 i = 0; i < rows; i++)
+	{
+		entries[i].id = DatumGetInt64(query_value(i, 1, &isnull));
+		entries[i].priority = DatumGetInt32(query_value(i, 2, &isnull));
+		entries[i].owner = DatumGetObjectId(query_value(i, 3, &isnull));
+		entries[i].task = true;
+	}
+	query_run(&later, values, NULL, 0);
+	*next = DatumGetTimestampTz(query_value(0, 1, &isnull));
+	if (isnull)
+		*next = 0;
 	query_end(&scope);
 	return (int) rows;
 }

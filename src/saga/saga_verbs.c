@@ -44,7 +44,7 @@
 #include "base/errors.h"
 #include "base/installation.h"
 #include "base/query.h"
-#include "saga/saga_instance.h"
+#include "saga/saga_task.h"
 
 PG_FUNCTION_INFO_V1(coord_saga_cancel);
 PG_FUNCTION_INFO_V1(coord_saga_pause);
@@ -94,6 +94,22 @@ wake(Saga *saga)
 	saga->dirty = true;
 }
 
+/* Tasks of a saga that was stopped were passed over; they are looked at again. */
+static void
+find_tasks_again(const Saga *saga)
+{
+	const SagaDef *def = saga->def;
+
+	if (!def->waits)
+		return;
+	doorbell_scan_at_commit();
+	for (int i = 0; i < def->nsteps; i++)
+	{
+		if (saga->steps[i].waiting && def->steps[i].kind == STEP_QUEUE)
+			queue_resumed_at_commit(def->steps[i].queue);
+	}
+}
+
 static bool
 do_cancel(Saga *saga, const Request *request, Refusal *refusal)
 {
@@ -130,6 +146,7 @@ do_resume(Saga *saga, const Request *request, Refusal *refusal)
 	saga_set_status(saga, saga->backward ? SAGA_EVENT_RESUME_BACKWARD :
 					SAGA_EVENT_RESUME_FORWARD);
 	wake(saga);
+	find_tasks_again(saga);
 	return true;
 }
 
@@ -146,6 +163,7 @@ go_on(Saga *saga)
 	}
 	if (saga->status != SAGA_PAUSED)
 		wake(saga);
+	find_tasks_again(saga);
 }
 
 /* Does this step stop the saga, or wait for its next attempt? */
@@ -172,6 +190,7 @@ revive(Saga *saga, int ordinal)
 	else if (state->status == STEP_COMPENSATION_FAILED)
 		saga_set_step(saga, ordinal, STEP_EVENT_UNDO_REVIVE);
 	state->attempt = 0;
+	state->sequence = saga->backward ? state->sequence : 0;
 	state->next_attempt_at = 0;
 	state->finished_at = 0;
 	state->dirty = true;
@@ -216,7 +235,8 @@ do_skip(Saga *saga, const Request *request, Refusal *refusal)
 		return false;
 	if (saga->backward)
 	{
-		if (state->status == STEP_COMPLETED && saga->def->steps[ordinal].compensation)
+		if (state->status == STEP_COMPLETED &&
+			saga_step_can_be_undone(&saga->def->steps[ordinal]))
 			saga_set_step(saga, ordinal, STEP_EVENT_UNDO);
 		if (!machine_allows(&step_machine, state->status, STEP_EVENT_UNDO_SKIP))
 		{
@@ -225,6 +245,7 @@ do_skip(Saga *saga, const Request *request, Refusal *refusal)
 							request->step, saga->id), NULL);
 			return false;
 		}
+		saga_skip_waiting(saga, ordinal, PHASE_COMPENSATION);
 		saga_set_step(saga, ordinal, STEP_EVENT_UNDO_SKIP);
 	}
 	else
@@ -237,6 +258,7 @@ do_skip(Saga *saga, const Request *request, Refusal *refusal)
 				   NULL);
 			return false;
 		}
+		saga_skip_waiting(saga, ordinal, PHASE_ACTION);
 		saga_set_step(saga, ordinal, STEP_EVENT_SKIP);
 		if (request->argument != NULL)
 		{

@@ -111,9 +111,9 @@ SELECT wrong(ARRAY[coord.step('a', 'act', max_parallel => 2)]);
 SELECT wrong(ARRAY[coord.step('a', 'act', max_failed_items => 1)]);
 
 -- Options that are to come: named, and nothing is defined without them
-SELECT wrong(ARRAY[coord.step('a', queue => 'q')]);
 SELECT wrong(ARRAY[coord.step('a', 'act', server => 's')]);
-SELECT wrong(ARRAY[coord.step('a', 'act', for_each => '$.input.items[*]')]);
+
+-- Members of steps of another kind
 SELECT wrong(ARRAY['{"name": "a", "action": "act", "signal": "s"}'::jsonb]);
 SELECT wrong(ARRAY['{"name": "a", "action": "act", "on_timeout": "fail"}'::jsonb]);
 SELECT wrong(ARRAY['{"name": "a", "action": "act", "duration": "1 h"}'::jsonb]);
