@@ -652,6 +652,7 @@ saga_call(Turn *turn, Saga *saga, int ordinal, Phase phase, CallResult *call)
 		return;
 	}
 	turn->end = turn->end || alone;
+	turn->alone = alone;
 	memory->alone_next = false;
 
 	call->outcome = CALL_UNRUNNABLE;

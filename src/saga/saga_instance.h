@@ -151,6 +151,7 @@ typedef struct Turn
 	int			calls;
 	int			subtransactions;
 	bool		end;			/* commit before another call */
+	bool		alone;			/* the last call wanted a transaction of its own */
 
 	/* The call in progress, for whoever catches its error. */
 	Saga	   *calling;

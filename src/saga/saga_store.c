@@ -356,12 +356,45 @@ saga_load(Turn *turn, const int64 *ids, int count, TimestampTz due, int *nloaded
 	return sagas;
 }
 
-/*
- * Load without claiming: what a task's document is made of.  In the order of
- * ids, in the turn's memory context.
+/* ----------------------------------------------------------------
+ *		Reading without claiming
+ *
+ * Tasks of one saga come one after the other, and its input and results may be
+ * large, so the sagas read last are kept.  The row's place and inserting
+ * transaction say whether one has changed: whatever a turn changes in a saga or
+ * in its steps, it writes the saga's row.
+ * ----------------------------------------------------------------
  */
-Saga **
-saga_read(Turn *turn, const int64 *ids, int count, int *nread)
+
+#define KEPT_SAGAS 8
+
+typedef struct KeptSaga
+{
+	Saga	   *saga;			/* NULL: free */
+	TransactionId xmin;
+	MemoryContext context;
+} KeptSaga;
+
+/* Owned by saga_read(); contexts below TopMemoryContext. */
+static KeptSaga kept[KEPT_SAGAS];
+static int	kept_next = 0;
+
+/* The kept saga with this id, if its row is still this one. */
+static Saga *
+find_kept(int64 id, ItemPointer tid, TransactionId xmin)
+{
+	for (int i = 0; i < KEPT_SAGAS; i++)
+	{
+		if (kept[i].saga != NULL && kept[i].saga->id == id && kept[i].xmin == xmin &&
+			ItemPointerEquals(&kept[i].saga->tid, tid))
+			return kept[i].saga;
+	}
+	return NULL;
+}
+
+/* Read sagas as they are now, ready for saga_document(). */
+static Saga **
+read_sagas(Turn *turn, const int64 *ids, int count, int *nread)
 {
 	static Statement read = {
 		SAGA_COLUMNS " AND home = $3",
@@ -370,7 +403,100 @@ saga_read(Turn *turn, const int64 *ids, int count, int *nread)
 	MemoryContext old = MemoryContextSwitchTo(turn->context);
 	Saga	  **sagas = load(turn, &read, ids, count, 0, nread);
 
+	for (int i = 0; i < *nread; i++)
+		saga_prepare_results(sagas[i]);
 	MemoryContextSwitchTo(old);
+	return sagas;
+}
+
+/* Read one saga and keep it; NULL when it is gone. */
+static Saga *
+read_and_keep(const SagaRow *row)
+{
+	Turn		turn = {0};
+	Saga	  **sagas;
+	int			count;
+
+	for (int i = 0; i < KEPT_SAGAS; i++)
+	{
+		if (kept[i].saga != NULL && kept[i].saga->id == row->id)
+			kept_next = i;
+	}
+	kept[kept_next].saga = NULL;
+	if (kept[kept_next].context != NULL)
+		MemoryContextDelete(kept[kept_next].context);
+	kept[kept_next].context = NULL;
+	turn.context = AllocSetContextCreate(CurrentMemoryContext, "coord kept saga",
+										 ALLOCSET_DEFAULT_SIZES);
+	sagas = read_sagas(&turn, &row->id, 1, &count);
+	if (count == 0)
+		return NULL;
+
+	/* Only what is complete is kept. */
+	MemoryContextSetParent(turn.context, TopMemoryContext);
+	kept[kept_next].context = turn.context;
+	kept[kept_next].saga = sagas[0];
+	kept[kept_next].xmin = row->xmin;
+	kept_next = (kept_next + 1) % KEPT_SAGAS;
+	return sagas[0];
+}
+
+static int
+compare_rows(const void *a, const void *b)
+{
+	int64		x = ((const SagaRow *) a)->id;
+	int64		y = ((const SagaRow *) b)->id;
+
+	return x < y ? -1 : x > y;
+}
+
+/*
+ * Read the sagas of these rows, of which several may be the same, without
+ * claiming them: what the documents of tasks are made of.  "rows" are sorted by
+ * it.  The result is in the order of ids; sagas that are gone, or not at home
+ * here, are left out.  They are valid until KEPT_SAGAS others have been read, or
+ * as long as the turn, and not to be changed.
+ */
+Saga **
+saga_read(Turn *turn, SagaRow *rows, int count, int *nread)
+{
+	Saga	  **sagas = MemoryContextAlloc(turn->context, sizeof(Saga *) * Max(count, 1));
+	int64	   *missing = palloc(sizeof(int64) * Max(count, 1));
+	const SagaRow *last_missing = NULL;
+	int			nmissing = 0;
+	int			n = 0;
+
+	qsort(rows, count, sizeof(SagaRow), compare_rows);
+	for (int i = 0; i < count; i++)
+	{
+		Saga	   *saga;
+
+		if (i > 0 && rows[i].id == rows[i - 1].id)
+			continue;
+		saga = find_kept(rows[i].id, &rows[i].tid, rows[i].xmin);
+		if (saga != NULL)
+			sagas[n++] = saga;
+		else
+		{
+			missing[nmissing++] = rows[i].id;
+			last_missing = &rows[i];
+		}
+	}
+	if (nmissing == 1)
+	{
+		sagas[n] = read_and_keep(last_missing);
+		n += sagas[n] != NULL;
+	}
+	else if (nmissing > 0)
+	{
+		int			nloaded;
+		Saga	  **loaded = read_sagas(turn, missing, nmissing, &nloaded);
+
+		memcpy(&sagas[n], loaded, sizeof(Saga *) * nloaded);
+		n += nloaded;
+	}
+	qsort(sagas, n, sizeof(Saga *), compare_id);
+	*nread = n;
 	return sagas;
 }
 

@@ -34,8 +34,16 @@ typedef struct Task
 	Jsonb	   *given;			/* compensation of an item: its result, or NULL */
 } Task;
 
+/* A row of coord_internal.saga: which, and whether it is still the same. */
+typedef struct SagaRow
+{
+	int64		id;
+	ItemPointerData tid;
+	TransactionId xmin;
+} SagaRow;
+
 /* saga_store.c */
-extern Saga **saga_read(Turn *turn, const int64 *ids, int count, int *nread);
+extern Saga **saga_read(Turn *turn, SagaRow *rows, int count, int *nread);
 extern Saga *saga_find_read(Saga **sagas, int count, int64 id);
 
 /* saga_call.c */

@@ -54,6 +54,7 @@ static const char *const end_status[] = {
 typedef struct Work
 {
 	Task		task;
+	SagaRow		row;
 	Saga	   *saga;
 	TaskEnd		end;
 	Jsonb	   *result;
@@ -71,9 +72,11 @@ static Work *
 claim(Turn *turn, const int64 *ids, int count, int *nclaimed)
 {
 	static Statement claim = {
-		"SELECT id, ctid, saga_id, ordinal, item, phase, attempt, item_value, given"
-		" FROM coord_internal.task WHERE id = ANY ($1) AND queue = '' AND status = 'ready'"
-		" AND available_at <= $2 FOR UPDATE SKIP LOCKED",
+		"SELECT t.id, t.ctid, t.saga_id, t.ordinal, t.item, t.phase, t.attempt, t.item_value,"
+		" t.given, s.ctid, s.xmin"
+		" FROM coord_internal.task t LEFT JOIN coord_internal.saga s ON s.id = t.saga_id"
+		" WHERE t.id = ANY ($1) AND t.queue = '' AND t.status = 'ready'"
+		" AND t.available_at <= $2 FOR UPDATE OF t SKIP LOCKED",
 		2, {INT8ARRAYOID, TIMESTAMPTZOID}
 	};
 	MemoryContext context = turn->context;
@@ -82,6 +85,7 @@ claim(Turn *turn, const int64 *ids, int count, int *nclaimed)
 	Datum		values[2];
 	Work	   *works;
 	uint64		rows;
+	Datum		ctid;
 	bool		isnull;
 
 	for (int i = 0; i < count; i++)
@@ -106,46 +110,28 @@ claim(Turn *turn, const int64 *ids, int count, int *nclaimed)
 		task->attempt = DatumGetInt32(query_value(i, 7, &isnull));
 		task->item_value = (Jsonb *) DatumGetPointer(query_copy(context, i, 8, &isnull));
 		task->given = (Jsonb *) DatumGetPointer(query_copy(context, i, 9, &isnull));
+		works[i].row.id = task->saga_id;
+		ctid = query_value(i, 10, &isnull);
+		if (!isnull)
+			works[i].row.tid = *(ItemPointer) DatumGetPointer(ctid);
+		works[i].row.xmin = DatumGetTransactionId(query_value(i, 11, &isnull));
 	}
 	query_end(&scope);
 	*nclaimed = (int) rows;
 	return works;
 }
 
-static int
-compare_id(const void *a, const void *b)
-{
-	int64		x = *(const int64 *) a;
-	int64		y = *(const int64 *) b;
-
-	return x < y ? -1 : x > y;
-}
-
 /* Read the sagas of claimed tasks. */
 static void
 read_sagas(Turn *turn, Work *works, int count)
 {
-	int64	   *ids = palloc(sizeof(int64) * Max(count, 1));
+	SagaRow    *rows = palloc(sizeof(SagaRow) * Max(count, 1));
 	Saga	  **sagas;
-	int			nids = 0;
 	int			nread;
 
 	for (int i = 0; i < count; i++)
-		ids[i] = works[i].task.saga_id;
-	qsort(ids, count, sizeof(int64), compare_id);
-	for (int i = 0; i < count; i++)
-	{
-		if (nids == 0 || ids[nids - 1] != ids[i])
-			ids[nids++] = ids[i];
-	}
-	sagas = saga_read(turn, ids, nids, &nread);
-	for (int i = 0; i < nread; i++)
-	{
-		MemoryContext old = MemoryContextSwitchTo(turn->context);
-
-		saga_prepare_results(sagas[i]);
-		MemoryContextSwitchTo(old);
-	}
+		rows[i] = works[i].row;
+	sagas = saga_read(turn, rows, count, &nread);
 	for (int i = 0; i < count; i++)
 		works[i].saga = saga_find_read(sagas, nread, works[i].task.saga_id);
 }

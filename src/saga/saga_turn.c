@@ -242,7 +242,7 @@ turn_transaction(Turn *turn, QueueEntry *entries, int count, SagaTurnResult *res
 		batch_size = 1;
 	else if (result->leftover > 0)
 		batch_size = Max(1, result->sagas);
-	else if (count >= batch_size)
+	else if (count >= batch_size && !turn->alone)
 		batch_size = Min(SAGA_MAX_BATCH, batch_size * 2);
 	return SAGA_TURN_DONE;
 }
