@@ -146,9 +146,10 @@ Example: CALL coord.saga_run('order', '{"order_id": 42}');$$;
 
 COMMENT ON PROCEDURE coord.await(text, text, interval, boolean) IS
 'Waits like coord.saga_wait(), but holds no snapshot meanwhile: for long waits.
-kind: saga (queue, subscription and lease are not supported yet: 0A000). name: the saga''s id.
-timeout: at most this long, default 1 min. ready: true when the saga is finished, suspended or paused.
-Errors: 25001 in a transaction block, 42704 unknown saga, 22023 unknown kind, 22P02 name is not an id.
+kind: saga or queue (subscription and lease are not supported yet: 0A000). name: the saga''s id, or the queue.
+timeout: at most this long, default 1 min.
+ready: true when the saga is finished, suspended or paused; when there is a task that the caller can claim from the queue.
+Errors: 25001 in a transaction block, 42704 unknown saga or queue, 22023 unknown kind, 22P02 name is not an id.
 Example: CALL coord.await(''saga'', ''42'', ''1 hour'');';
 COMMENT ON PROCEDURE coord.run_pending(int, int) IS
 $$Runs, in the caller's session, the due sagas of roles that the caller is a member of until none is left.
@@ -253,6 +254,85 @@ Returns the status at this moment. Errors: 22004 null id; 42501 the caller was o
 Example: SELECT coord.saga_abandon(1, 'refunded by hand');$$;
 
 -- ---------------------------------------------------------------------------
+-- Workers outside the database
+-- ---------------------------------------------------------------------------
+
+COMMENT ON FUNCTION coord.task_claim(text, int, text, interval, interval) IS
+$$Takes tasks of a queue: those of higher priority first, then fair between the definitions that they come from.
+Nobody else gets them until the lease expires or they are given back. Commit before you do what they ask for.
+queue: required. max_tasks: at most so many, 1 (default) to 10000. worker: a name for coord.tasks and coord.saga_log.
+lease: how long they are the caller's, default 30 s; no longer than the step's timeout. coord.task_extend() prolongs it.
+timeout: how long to wait for a task, default 0; at most coord.max_function_wait, since the snapshot is held meanwhile.
+Returns a row for each task:
+  task_id, token: for coord.task_complete(), coord.task_fail(), coord.task_extend() and coord.task_release().
+  saga_id, saga, step, item (from 0, of a step that is for each of something): where it comes from.
+  phase, action: action or compensation, and its label. attempt: from 1.
+  idempotency_key: the same at each attempt. Hand it on to whatever you call, so that doing it twice does it once.
+  null_compensation: undo something that may never have been done, for its action was never claimed.
+  payload: the context document, as a function would get it. lease_expires_at: until when.
+No row: there is none within the timeout, the queue is paused or at its limit, or the engine does not run.
+Whose tasks: of roles that the caller is a member of; all for coord_admin; with coord.grant_use(), the grantor's.
+Errors: 22004 null queue; 42704 no such queue, or none that the caller may see; 22023 a bad argument; 25006 on a standby.
+Example: SELECT * FROM coord.task_claim('payments', 10, 'worker-1', timeout => '5 s');$$;
+
+COMMENT ON FUNCTION coord.task_complete(bigint, bigint, jsonb) IS
+$$Ends a task that was claimed: its step is completed with this result, once the caller's transaction commits.
+In the same transaction as the worker's own writes to this database it makes them exactly-once.
+task_id, token: required, from coord.task_claim(). result: what later steps see. An object with "success": false is a failure,
+  whose "error" is the reason; as for a step that is a function, it is tried again only if the step's retry_on has P0001.
+Accepted also after the lease has expired, as long as nobody else has claimed the task.
+Returns true; false when the same token has ended it before, or given it back: repeating is harmless.
+Errors: 22004 null; 42704 no such task; ZC001 the lease is lost: another claim or coord.task_revoke() has replaced the token;
+ZC011 the saga was cancelled meanwhile.
+Example: SELECT coord.task_complete(1, 845000000000000, '{"charge": "ch_1"}');$$;
+
+COMMENT ON FUNCTION coord.task_complete_many(bigint[], bigint[], jsonb) IS
+$$Ends many tasks at once; one statement, whatever their number.
+task_ids, tokens: required, of the same length. results: a JSON array of that length. NULL: no results.
+Never fails for a task: one whose token is stale, that was ended before, or whose saga was cancelled is left out.
+Returns the ids accepted. One that is given twice counts once.
+Errors: 22004 null; 22023 different lengths, or results is no array; 42704 a task that the caller may not end.
+Example: SELECT coord.task_complete_many('{1,2}', '{845000000000000,845000000000000}', '[{"ok": true}, null]');$$;
+
+COMMENT ON FUNCTION coord.task_fail(bigint, bigint, text, boolean, interval) IS
+$$Ends an attempt at a task that did not succeed. It is recorded in coord.saga_log.
+task_id, token, error: required. retryable: is it worth another attempt? Default: true.
+retry_in: when. NULL: as the step's retry_delay, retry_backoff and retry_max_delay say; 0: at once.
+The step fails when it is not retryable, or its attempts are used up (max_attempts, by default 25). After the saga's pivot,
+what is retryable is tried without limit.
+Returns true; false when the same token has ended it before. Errors: as coord.task_complete(); 22023 negative retry_in.
+Example: SELECT coord.task_fail(1, 845000000000000, 'payment provider is down', retry_in => '1 min');$$;
+
+COMMENT ON FUNCTION coord.task_extend(bigint, bigint, interval) IS
+$$Prolongs a lease, also one that has expired if nobody else has claimed the task.
+task_id, token: required. lease: from now, default 30 s. It never ends before it did, nor after the step's timeout.
+Returns when it now ends.
+Errors: 22004 null; 22023 a bad lease; 42704 no such task; ZC001 the lease is lost, or the task ended; ZC011 the saga was cancelled.
+Example: SELECT coord.task_extend(1, 845000000000000, '5 min');$$;
+
+COMMENT ON FUNCTION coord.task_release(bigint, bigint) IS
+$$Gives a task back unfinished, at once and without counting the attempt: for a worker that shuts down.
+task_id, token: required.
+Returns true; false when the same token has ended it before. Errors: as coord.task_complete().
+Example: SELECT coord.task_release(1, 845000000000000);$$;
+
+COMMENT ON FUNCTION coord.task_revoke(bigint, text) IS
+$$Takes a task away from the worker that has it and puts it back into its queue, without counting the attempt.
+For operators: the worker hangs, and its lease is long. What it still reports is refused with ZC001.
+task_id: required. reason: for coord.saga_log.
+Returns true; false when nobody has it. Errors: 22004 null; 42704 no such task; 42501 the caller was only given use of the queue.
+Example: SELECT coord.task_revoke(1, 'worker-7 was switched off');$$;
+
+COMMENT ON FUNCTION coord.queue_configure(text, int, float8, boolean) IS
+$$Sets limits of a queue, or stops it. What is NULL is left as it is. Makes the queue when there is none.
+queue: required, 1 to 200 bytes. max_running: at most so many tasks claimed at a time; 2147483647: no limit.
+rate_limit: at most so many claims per second, at most one second's worth at once; 'infinity': no limit.
+paused: true: nobody gets a task of it; what was claimed can be ended.
+For members of the roles whose sagas use the queue, or that configured it first, and of coord_admin.
+Errors: 22004 null queue; 22023 a limit of 0 or less; 42501 it belongs to other roles; 42704 to the caller there is no such queue.
+Example: SELECT coord.queue_configure('payments', max_running => 10, rate_limit => 50);$$;
+
+-- ---------------------------------------------------------------------------
 -- Pictures
 -- ---------------------------------------------------------------------------
 
@@ -316,17 +396,18 @@ Errors: 42501; 53000 no background worker slot is free: raise max_worker_process
 Example: SELECT coord.start_worker();$$;
 
 COMMENT ON FUNCTION coord.grant_use(text, text, name) IS
-$$Lets a role use something of another role: with kind saga, start it, and see and cancel all its instances.
+$$Lets a role use something of another role: with kind saga, start it, and see and cancel all its instances;
+with kind queue, claim and end the tasks in it whose owners the grantor is a member of (coord_admin's grant: all).
 The grantee's sagas run as the grantee, who needs EXECUTE on their functions. It may not define versions.
-kind: saga; queue, subscription, lock and stream are not supported yet. name: of the saga. grantee: a role. All required.
-For members of the saga's owner and of coord_admin.
-Returns true; false when it was granted already.
-Errors: 22004 null; 22023 unknown kind; 0A000 not supported yet; 42704 no such saga or role.
+kind: saga or queue; subscription, lock and stream are not supported yet. name: of the saga or queue. grantee: a role. All required.
+For members of the saga's owner or of the roles that the queue belongs to, and of coord_admin.
+Returns true; false when it was granted already (of a queue, by the same grantor).
+Errors: 22004 null; 22023 unknown kind; 0A000 not supported yet; 42704 no such saga, queue or role; 42501 a queue of other roles.
 Example: SELECT coord.grant_use('saga', 'order', 'web');$$;
 
 COMMENT ON FUNCTION coord.revoke_use(text, text, name) IS
 $$Takes back coord.grant_use(). Sagas that the role has started go on.
-kind, name, grantee: as there.
+kind, name, grantee: as there. Of a queue, what members of the caller's roles granted; all for coord_admin.
 Returns true; false when it was not granted. Errors: as coord.grant_use().
 Example: SELECT coord.revoke_use('saga', 'order', 'web');$$;
 
@@ -376,6 +457,34 @@ COMMENT ON COLUMN coord.saga_steps.next_attempt_at IS 'No attempt before.';
 COMMENT ON COLUMN coord.saga_steps.started_at IS 'When its first attempt began.';
 COMMENT ON COLUMN coord.saga_steps.finished_at IS 'When it, or its compensation, ended.';
 
+COMMENT ON VIEW coord.tasks IS
+$$Steps that are handed out and not finished: to workers outside by a queue, or to coord's own. Those of roles that the reader is
+a member of, those that were granted by coord.grant_use(), and all for coord_admin and pg_monitor.$$;
+COMMENT ON COLUMN coord.tasks.task_id IS 'The task.';
+COMMENT ON COLUMN coord.tasks.saga_id IS 'The saga it belongs to.';
+COMMENT ON COLUMN coord.tasks.step IS 'The step.';
+COMMENT ON COLUMN coord.tasks.item IS 'Which item, from 0, of a step that is for each of something.';
+COMMENT ON COLUMN coord.tasks.phase IS 'action or compensation.';
+COMMENT ON COLUMN coord.tasks.queue IS 'Where it is claimed; null: by coord''s own workers.';
+COMMENT ON COLUMN coord.tasks.status IS
+  'ready, delayed (not before available_at), held (until others of the step are finished), running, stopped (it cannot be run).';
+COMMENT ON COLUMN coord.tasks.attempt IS 'Attempts made, the one in progress included.';
+COMMENT ON COLUMN coord.tasks.worker IS 'Who has it, as he called himself.';
+COMMENT ON COLUMN coord.tasks.lease_expires_at IS 'Until when he has it.';
+COMMENT ON COLUMN coord.tasks.available_at IS 'Nobody gets it before.';
+
+COMMENT ON VIEW coord.queues IS
+$$Queues of roles that the reader is a member of, those granted by coord.grant_use(), and all for coord_admin and pg_monitor.$$;
+COMMENT ON COLUMN coord.queues.queue IS 'The queue.';
+COMMENT ON COLUMN coord.queues.paused IS 'Nobody gets a task of it.';
+COMMENT ON COLUMN coord.queues.max_running IS 'At most so many claimed at a time; null: no limit.';
+COMMENT ON COLUMN coord.queues.rate_limit IS 'At most so many claims per second; null: no limit.';
+COMMENT ON COLUMN coord.queues.ready IS 'Tasks that can be claimed.';
+COMMENT ON COLUMN coord.queues.running IS 'Tasks that are claimed.';
+COMMENT ON COLUMN coord.queues.delayed IS 'Tasks that can be claimed later.';
+COMMENT ON COLUMN coord.queues.oldest_ready_at IS 'Since when the first of those that are ready can be claimed.';
+COMMENT ON COLUMN coord.queues.last_claim_at IS 'When somebody last got a task of it, as far as is known.';
+
 COMMENT ON VIEW coord.saga_definitions IS
 $$Versions of sagas, active or not, whose names the reader may use or see.$$;
 COMMENT ON COLUMN coord.saga_definitions.name IS 'The saga.';
@@ -392,7 +501,7 @@ $$Every failed attempt and every operator's action on the sagas in coord.sagas. 
 COMMENT ON COLUMN coord.saga_log.saga_id IS 'The saga.';
 COMMENT ON COLUMN coord.saga_log.at IS 'When.';
 COMMENT ON COLUMN coord.saga_log.event IS
-  'attempt_failed; cancel, pause, resume, retry, skip, patch, abandon; or one of these with _refused.';
+  'attempt_failed; revoked (coord.task_revoke()); cancel, pause, resume, retry, skip, patch, abandon; or one of these with _refused.';
 COMMENT ON COLUMN coord.saga_log.step IS 'The step it is about, if any.';
 COMMENT ON COLUMN coord.saga_log.phase IS 'action or compensation, of attempts.';
 COMMENT ON COLUMN coord.saga_log.attempt IS 'Which attempt it was.';
@@ -419,9 +528,9 @@ COMMENT ON COLUMN coord.workers.since IS 'Since when the function runs.';
 COMMENT ON VIEW coord.stuck IS
 $$What does not go on by itself, or not as it should, with the statement that repairs it. Empty when all is well.$$;
 COMMENT ON COLUMN coord.stuck.kind IS
-  'saga (suspended, paused, or late after its pivot), request (of an operator, not applied for a minute), engine (paused, disabled, a copy), worker (work is due for a minute and none runs).';
+  'saga (suspended, paused, or late after its pivot), request (of an operator, not applied for a minute), queue (paused, or nobody has claimed its tasks for a minute), engine (paused, disabled, a copy), worker (work is due for a minute and none runs).';
 COMMENT ON COLUMN coord.stuck.id IS 'The saga''s id, for kinds saga and request.';
-COMMENT ON COLUMN coord.stuck.name IS 'The saga''s name; the database''s for the other kinds.';
+COMMENT ON COLUMN coord.stuck.name IS 'The saga''s or the queue''s name; the database''s for the other kinds.';
 COMMENT ON COLUMN coord.stuck.since IS 'Since when, where that is known.';
 COMMENT ON COLUMN coord.stuck.waits_for IS 'Whom or what it waits for, and why.';
 COMMENT ON COLUMN coord.stuck.hint IS 'What can be done.';
@@ -443,6 +552,22 @@ COMMENT ON TABLE coord_internal.saga_archive IS 'Finished sagas with their steps
 COMMENT ON TABLE coord_internal.saga_log IS 'Failed attempts and operators'' actions, partitioned by time.';
 COMMENT ON TABLE coord_internal.saga_key IS 'One saga per name and key, for as long as it is kept.';
 COMMENT ON TABLE coord_internal.saga_request IS 'Operators'' requests for sagas that somebody has in hand.';
+COMMENT ON TABLE coord_internal.queue IS 'Queues and their limits.';
+COMMENT ON TABLE coord_internal.queue_role IS 'Whose queues they are.';
+COMMENT ON TABLE coord_internal.task IS 'Steps that are handed out.';
+COMMENT ON TABLE coord_internal.task_gone IS 'Tasks of finished sagas, while somebody may still hold a token.';
+COMMENT ON TABLE coord_internal.saga_inbox IS 'Sagas to which something has happened.';
+COMMENT ON TABLE coord_internal.saga_signal IS 'Signals, until their saga is finished.';
+COMMENT ON SEQUENCE coord_internal.task_id IS 'Ids of tasks.';
+COMMENT ON SEQUENCE coord_internal.saga_signal_id IS 'Order of signals.';
+COMMENT ON VIEW coord_internal.granted_queue IS 'Queues that the current user was granted the use of, and by whom.';
+COMMENT ON COLUMN coord_internal.granted_queue.name IS 'The queue.';
+COMMENT ON COLUMN coord_internal.granted_queue.granted_by IS 'Whose tasks he may use.';
+COMMENT ON VIEW coord_internal.visible_queue IS 'Queues that the current user may see.';
+COMMENT ON VIEW coord_internal.stuck_queue IS 'Queues that nobody claims from although he could.';
+COMMENT ON FUNCTION coord_internal.lease_end(bigint, int, timestamptz, timestamptz) IS
+  'When a lease ends: with the step''s timeout at the latest.';
+COMMENT ON FUNCTION coord_internal.queue_last_claim(text) IS 'When somebody last claimed from a queue, from shared memory.';
 COMMENT ON SEQUENCE coord_internal.saga_id IS 'Ids of sagas.';
 COMMENT ON SEQUENCE coord_internal.saga_version_id IS 'Ids of definitions, never used again.';
 COMMENT ON SEQUENCE coord_internal.saga_log_id IS 'Order of rows in the log.';

@@ -27,7 +27,11 @@ GRANT EXECUTE ON FUNCTION
   coord.saga_pause(bigint, text), coord.saga_resume(bigint, text),
   coord.saga_retry(bigint, text, text), coord.saga_skip(bigint, text, jsonb, text),
   coord.saga_patch(bigint, jsonb, text), coord.saga_abandon(bigint, text),
-  coord.grant_use(text, text, name), coord.revoke_use(text, text, name)
+  coord.grant_use(text, text, name), coord.revoke_use(text, text, name),
+  coord.task_claim(text, int, text, interval, interval), coord.task_complete(bigint, bigint, jsonb),
+  coord.task_complete_many(bigint[], bigint[], jsonb), coord.task_fail(bigint, bigint, text, boolean, interval),
+  coord.task_extend(bigint, bigint, interval), coord.task_release(bigint, bigint),
+  coord.task_revoke(bigint, text), coord.queue_configure(text, int, float8, boolean)
   TO coord_user;
 GRANT EXECUTE ON PROCEDURE
   coord.saga_run(text, jsonb, text, bigint, text, jsonb), coord.run_pending(int, int),

@@ -46,7 +46,19 @@ BEGIN ATOMIC
     WHERE coord_internal.is_foreign() AND role <> coord_internal.role_here(role);
   DELETE FROM coord_internal.use_grant
     WHERE coord_internal.is_foreign() AND coord_internal.role_here(role) = 0;
-  UPDATE coord_internal.use_grant SET role = coord_internal.role_here(role)
+  UPDATE coord_internal.use_grant SET role = coord_internal.role_here(role),
+      granted_by = coord_internal.role_here(granted_by)
+    WHERE coord_internal.is_foreign()
+      AND (role, granted_by) <> (coord_internal.role_here(role), coord_internal.role_here(granted_by));
+  UPDATE coord_internal.task SET owner = coord_internal.role_here(owner)
+    WHERE coord_internal.is_foreign() AND owner <> coord_internal.role_here(owner);
+  UPDATE coord_internal.task_gone SET owner = coord_internal.role_here(owner)
+    WHERE coord_internal.is_foreign() AND owner <> coord_internal.role_here(owner);
+  DELETE FROM coord_internal.queue_role
+    WHERE coord_internal.is_foreign() AND coord_internal.role_here(role) = 0;
+  UPDATE coord_internal.queue_role SET role = coord_internal.role_here(role)
+    WHERE coord_internal.is_foreign() AND role <> coord_internal.role_here(role);
+  UPDATE coord_internal.saga_signal SET role = coord_internal.role_here(role)
     WHERE coord_internal.is_foreign() AND role <> coord_internal.role_here(role);
   DELETE FROM coord_internal.principal WHERE coord_internal.is_foreign();
   INSERT INTO coord_internal.principal
@@ -54,7 +66,9 @@ BEGIN ATOMIC
     WHERE coord_internal.is_foreign()
       AND oid IN (SELECT owner FROM coord_internal.saga UNION ALL SELECT owner FROM coord_internal.saga_name
                   UNION ALL SELECT definer FROM coord_internal.saga_version
-                  UNION ALL SELECT role FROM coord_internal.use_grant);
+                  UNION ALL SELECT role FROM coord_internal.queue_role
+                  UNION ALL SELECT role FROM coord_internal.use_grant
+                  UNION ALL SELECT granted_by FROM coord_internal.use_grant);
   UPDATE coord_internal.saga SET home = coord_internal.home() WHERE home <> coord_internal.home();
   WITH me AS (
     SELECT coord_internal.system_identifier() AS system_identifier,
@@ -135,6 +149,15 @@ CREATE VIEW coord.stuck WITH (security_barrier) AS
          format('SELECT coord.saga_cancel(%s, interrupt => true)', r.saga_id)
   FROM coord_internal.waiting_request r
   WHERE r.at < coord_internal.now() - '1 min'::interval
+  UNION ALL
+  SELECT 'queue', NULL, q.queue, q.oldest_ready_at,
+         CASE WHEN q.paused THEN format('an operator: the queue is paused, and tasks that are ready: %s', q.ready)
+              ELSE format('a worker outside: nobody has claimed for a minute, and tasks that are ready: %s', q.ready) END,
+         CASE WHEN q.paused THEN 'Resume it.'
+              ELSE 'Start its workers, which call coord.task_claim(); members of the tasks'' owners, or granted the use of the queue.' END,
+         CASE WHEN q.paused THEN format('SELECT coord.queue_configure(%L, paused => false)', q.queue)
+              ELSE format('SELECT * FROM coord.tasks WHERE queue = %L', q.queue) END
+  FROM coord_internal.stuck_queue q
   UNION ALL
   SELECT 'engine', NULL, current_database(), p.paused_at,
          format('an operator: %s paused the engine%s', p.paused_by, coalesce(': ' || p.reason, '')),

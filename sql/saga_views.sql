@@ -18,7 +18,7 @@ CREATE VIEW coord_internal.granted_saga WITH (security_barrier) AS
 CREATE VIEW coord_internal.live_saga WITH (security_barrier) AS
   SELECT s.id, v.name, v.version, s.status, s.backward, s.cause, s.key, s.input, s.error,
          s.owner, s.priority, s.labels, s.correlation_id, s.created_at, s.started_at,
-         s.wake_at, s.deadline_at, s.has_steps, v.definition
+         s.wake_at, s.deadline_at, s.has_steps, v.definition, s.finished_at
   FROM coord_internal.saga s JOIN coord_internal.saga_version v ON v.id = s.definition
   WHERE (SELECT coord_internal.sees_all()) OR coord_internal.is_mine(s.owner)
      OR v.name IN (SELECT name FROM coord_internal.granted_saga);
@@ -39,7 +39,7 @@ CREATE VIEW coord.sagas WITH (security_barrier) AS
          (SELECT coalesce(jsonb_object_agg(s.definition #>> ARRAY['steps', t.ordinal::text, 'name'], t.result), '{}')
           FROM coord_internal.saga_step t WHERE t.saga_id = s.id AND t.has_result) AS output,
          s.error, coord_internal.role_name(s.owner) AS owner, s.priority, s.labels, s.correlation_id,
-         s.created_at, s.started_at, NULL::timestamptz AS finished_at, s.wake_at, s.deadline_at
+         s.created_at, s.started_at, s.finished_at, s.wake_at, s.deadline_at
   FROM coord_internal.live_saga s
   UNION ALL
   SELECT a.id, a.name, a.version, a.status,
@@ -48,6 +48,13 @@ CREATE VIEW coord.sagas WITH (security_barrier) AS
          a.error, coord_internal.role_name(a.owner), a.priority, a.labels, a.correlation_id,
          a.created_at, a.started_at, a.finished_at, NULL, a.deadline_at
   FROM coord_internal.finished_saga a;
+
+CREATE VIEW coord_internal.live_item WITH (security_barrier) AS
+  SELECT t.saga_id, t.ordinal, s.definition #>> ARRAY['steps', t.ordinal::text, 'name'] AS step, t.item, t.phase,
+         t.status, t.attempt, t.result, t.error, t.sqlstate, t.error_detail, t.error_context, t.available_at,
+         t.started_at, t.finished_at
+  FROM coord_internal.live_saga s JOIN coord_internal.task t ON t.saga_id = s.id
+  WHERE t.item >= 0;
 
 CREATE VIEW coord.saga_steps WITH (security_barrier) AS
   SELECT s.id AS saga_id, (d.ordinal - 1)::int AS ordinal, d.step ->> 'name' AS step, NULL::int AS item,
@@ -63,6 +70,16 @@ CREATE VIEW coord.saga_steps WITH (security_barrier) AS
   CROSS JOIN LATERAL jsonb_array_elements(s.definition -> 'steps') WITH ORDINALITY AS d (step, ordinal)
   LEFT JOIN coord_internal.saga_step t ON t.saga_id = s.id AND t.ordinal = d.ordinal - 1
   LEFT JOIN coord_internal.workers() w ON w.saga_id = s.id AND w.ordinal = d.ordinal - 1
+       AND d.step -> 'for_each' IS NULL
+  UNION ALL
+  SELECT i.saga_id, i.ordinal, i.step, i.item, i.phase,
+         CASE i.status WHEN 'held' THEN 'pending' WHEN 'cancelled' THEN 'skipped' WHEN 'stopped' THEN 'ready'
+           ELSE CASE WHEN i.phase = 'action' THEN i.status WHEN i.status = 'completed' THEN 'compensated'
+                  WHEN i.status = 'failed' THEN 'compensation_failed' ELSE 'compensating' END END,
+         i.attempt, i.result, i.error, i.sqlstate, i.error_detail, i.error_context,
+         CASE WHEN i.status = 'ready' AND i.available_at > coord_internal.now() THEN i.available_at END,
+         i.started_at, i.finished_at
+  FROM coord_internal.live_item i
   UNION ALL
   SELECT a.id, (d.ordinal - 1)::int, d.step ->> 'step', NULL,
          coalesce(d.step ->> 'phase', 'action'), d.step ->> 'status',
@@ -120,6 +137,11 @@ BEGIN ATOMIC
     SELECT n, step, state, coord_internal.picture_text(name, format)
         || CASE WHEN step ->> 'pivot' = 'true' THEN ' (pivot)' ELSE '' END
         || CASE WHEN step ->> 'optional' = 'true' THEN ' (optional)' ELSE '' END
+        || coalesce(' (queue ' || coord_internal.picture_text(step ->> 'queue', format) || ')', '')
+        || coalesce(' (signal ' || coord_internal.picture_text(step ->> 'signal', format) || ')', '')
+        || coalesce(' (sleep ' || coord_internal.picture_text(step ->> 'duration', format) || ')', '')
+        || coalesce(' (saga ' || coord_internal.picture_text(step ->> 'saga', format) || ')', '')
+        || CASE WHEN step ? 'for_each' THEN ' (for each)' ELSE '' END
         || coalesce(': ' || state, '') AS label
     FROM steps
   )
@@ -176,13 +198,13 @@ BEGIN ATOMIC
                 WHERE (d.name, d.version) = (s.name, s.version)
                   AND (SELECT array_agg(e.step ->> 'name' ORDER BY e.n)
                        FROM jsonb_array_elements(d.definition -> 'steps') WITH ORDINALITY AS e (step, n))
-                    = (SELECT array_agg(t.step ORDER BY t.ordinal) FROM coord.saga_steps t WHERE t.saga_id = s.id)),
+                    = (SELECT array_agg(t.step ORDER BY t.ordinal) FROM coord.saga_steps t WHERE t.saga_id = s.id AND t.item IS NULL)),
                -- the definition is gone, or the name was used again: the steps in a row
                (SELECT jsonb_build_object('steps', jsonb_agg(jsonb_build_object('name', t.step,
                   'after', CASE WHEN t.before IS NULL THEN '[]' ELSE jsonb_build_array(t.before) END) ORDER BY t.ordinal))
                 FROM (SELECT step, ordinal, lag(step) OVER (ORDER BY ordinal) AS before
-                      FROM coord.saga_steps WHERE saga_id = s.id) t)),
-      (SELECT jsonb_object_agg(t.step, t.status) FROM coord.saga_steps t WHERE t.saga_id = s.id),
+                      FROM coord.saga_steps WHERE saga_id = s.id AND item IS NULL) t)),
+      (SELECT jsonb_object_agg(t.step, t.status) FROM coord.saga_steps t WHERE t.saga_id = s.id AND t.item IS NULL),
       coord_internal.check_format(saga_picture.format))
   FROM coord.sagas s WHERE s.id = coord_internal.check_visible(saga_picture.id);
 END;
@@ -191,8 +213,8 @@ CREATE FUNCTION coord.saga_timeline(id bigint) RETURNS SETOF text
   LANGUAGE sql STABLE
 BEGIN ATOMIC
   WITH steps AS (
-    SELECT t.*, coalesce(t.finished_at, CASE WHEN t.started_at IS NOT NULL THEN clock_timestamp() END) AS ended_at
-    FROM coord.saga_steps t WHERE t.saga_id = coord_internal.check_visible(saga_timeline.id)
+    SELECT t.*, greatest(t.started_at, coalesce(t.finished_at, CASE WHEN t.started_at IS NOT NULL THEN coord_internal.now() END)) AS ended_at
+    FROM coord.saga_steps t WHERE t.saga_id = coord_internal.check_visible(saga_timeline.id) AND t.item IS NULL
   ), span AS (
     SELECT min(started_at) AS t0, greatest(extract(epoch FROM max(ended_at) - min(started_at)), 0.000001) AS total,
            max(length(step)) AS width FROM steps

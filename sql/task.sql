@@ -105,3 +105,34 @@ SELECT pg_catalog.pg_extension_config_dump('coord_internal.task_gone', '');
 SELECT pg_catalog.pg_extension_config_dump('coord_internal.saga_inbox', '');
 SELECT pg_catalog.pg_extension_config_dump('coord_internal.saga_signal', '');
 SELECT pg_catalog.pg_extension_config_dump('coord_internal.saga_signal_id', '');
+
+CREATE FUNCTION coord.task_claim(queue text, max_tasks int DEFAULT 1, worker text DEFAULT NULL,
+    lease interval DEFAULT '30 s', timeout interval DEFAULT '0')
+  RETURNS TABLE (task_id bigint, token bigint, saga_id bigint, saga text, step text, phase text,
+    action text, item int, attempt int, idempotency_key text, null_compensation boolean,
+    payload jsonb, lease_expires_at timestamptz)
+  AS 'MODULE_PATHNAME', 'coord_task_claim' LANGUAGE C;
+CREATE FUNCTION coord.task_complete(task_id bigint, token bigint, result jsonb DEFAULT NULL)
+  RETURNS boolean AS 'MODULE_PATHNAME', 'coord_task_complete' LANGUAGE C;
+CREATE FUNCTION coord.task_complete_many(task_ids bigint[], tokens bigint[], results jsonb DEFAULT NULL)
+  RETURNS bigint[] AS 'MODULE_PATHNAME', 'coord_task_complete_many' LANGUAGE C;
+CREATE FUNCTION coord.task_fail(task_id bigint, token bigint, error text, retryable boolean DEFAULT true,
+    retry_in interval DEFAULT NULL)
+  RETURNS boolean AS 'MODULE_PATHNAME', 'coord_task_fail' LANGUAGE C;
+CREATE FUNCTION coord.task_extend(task_id bigint, token bigint, lease interval DEFAULT '30 s')
+  RETURNS timestamptz AS 'MODULE_PATHNAME', 'coord_task_extend' LANGUAGE C;
+CREATE FUNCTION coord.task_release(task_id bigint, token bigint)
+  RETURNS boolean AS 'MODULE_PATHNAME', 'coord_task_release' LANGUAGE C;
+CREATE FUNCTION coord.task_revoke(task_id bigint, reason text DEFAULT NULL)
+  RETURNS boolean AS 'MODULE_PATHNAME', 'coord_task_revoke' LANGUAGE C;
+CREATE FUNCTION coord.queue_configure(queue text, max_running int DEFAULT NULL,
+    rate_limit float8 DEFAULT NULL, paused boolean DEFAULT NULL)
+  RETURNS void AS 'MODULE_PATHNAME', 'coord_queue_configure' LANGUAGE C;
+
+-- When a lease ends that is wanted until then: with the step's timeout at the latest.
+CREATE FUNCTION coord_internal.lease_end(definition bigint, ordinal int, claimed_at timestamptz,
+    wanted timestamptz)
+  RETURNS timestamptz AS 'MODULE_PATHNAME', 'coord_internal_lease_end' LANGUAGE C STABLE;
+-- When somebody last claimed from a queue, as far as shared memory knows.
+CREATE FUNCTION coord_internal.queue_last_claim(queue text)
+  RETURNS timestamptz AS 'MODULE_PATHNAME', 'coord_internal_queue_last_claim' LANGUAGE C;

@@ -29,6 +29,7 @@ shmem_request(void)
 	if (next_shmem_request_hook)
 		next_shmem_request_hook();
 	RequestAddinShmemSpace(doorbell_shmem_size());
+	RequestAddinShmemSpace(queue_shmem_size());
 }
 
 /*

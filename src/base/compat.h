@@ -16,6 +16,7 @@
 #include "catalog/pg_database.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
+#include "storage/condition_variable.h"
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
@@ -118,6 +119,21 @@ coord_wait_event(uint32 *slot, const char *name)
 	if (*slot == 0)
 		*slot = WaitEventExtensionNew(name);
 	return *slot;
+#endif
+}
+
+/*
+ * Stop waiting for a condition variable.  If this process was signaled
+ * meanwhile, hand that on; up to 16 the server itself does.
+ */
+static inline void
+coord_cancel_sleep(ConditionVariable *variable)
+{
+#if PG_VERSION_NUM < 170000
+	ConditionVariableCancelSleep();
+#else
+	if (ConditionVariableCancelSleep())
+		ConditionVariableSignal(variable);
 #endif
 }
 

@@ -162,6 +162,13 @@ doorbell_attach_queue(void)
 	MemoryContextSwitchTo(old);
 }
 
+/* The area, for what else is shared; doorbell_attach_queue() comes before. */
+dsa_area *
+doorbell_area(void)
+{
+	return area;
+}
+
 /*
  * The slot of a database, NULL when there is none and "create" is false or all
  * are taken.  A slot that was made has its queue.  Takes the lock.

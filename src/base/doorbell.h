@@ -147,6 +147,7 @@ extern CoordShared *coord_shared;
 extern Size doorbell_shmem_size(void);
 extern void doorbell_attach(void);
 extern void doorbell_attach_queue(void);
+extern dsa_area *doorbell_area(void);
 
 /* For the session that makes something due, changed or finished. */
 extern void doorbell_due_at_commit(int64 id, int priority, Oid owner, TimestampTz wake_at);
@@ -158,6 +159,7 @@ extern void doorbell_request_at_commit(void);
 extern void doorbell_scan_at_commit(void);
 extern void doorbell_interrupt_at_commit(int64 id);
 extern void doorbell_finished_at_commit(int64 id);
+extern void doorbell_task_due_at_commit(TimestampTz when);
 extern void doorbell_resume_at_commit(void);
 extern bool doorbell_started_here(int64 id);
 

@@ -20,6 +20,7 @@
 
 char	   *guc_correlation_id = NULL;
 bool		guc_enabled = true;
+int			guc_max_function_wait = 5000;
 int			guc_max_workers = 4;
 int			guc_saga_retention = 30 * 24 * 60;
 int			guc_worker_idle_timeout = 10000;
@@ -125,6 +126,14 @@ guc_define(void)
 							 true,
 							 PGC_SIGHUP, 0,
 							 NULL, NULL, NULL);
+
+	DefineCustomIntVariable("coord.max_function_wait",
+							"Longest time that a function waits for work, holding its snapshot.",
+							"CALL coord.await() holds none and may wait longer.",
+							&guc_max_function_wait,
+							5000, 0, INT_MAX,
+							PGC_SUSET, GUC_UNIT_MS,
+							NULL, NULL, NULL);
 
 	DefineCustomIntVariable("coord.max_workers",
 							"Most background workers at a time, over all databases.",

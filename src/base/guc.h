@@ -13,6 +13,7 @@
 /* Owned by guc.c, written by the GUC machinery only. */
 extern char *guc_correlation_id;
 extern bool guc_enabled;
+extern int	guc_max_function_wait;	/* ms */
 extern int	guc_max_workers;
 extern int	guc_saga_retention;		/* minutes */
 extern int	guc_worker_idle_timeout;	/* ms */

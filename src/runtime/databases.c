@@ -7,8 +7,9 @@
  * database to which nobody is connected.  The utility hook sends coord's workers
  * home first, waits until they are gone, and lets none in until the statement
  * has ended, however it ends.  DROP EXTENSION coord does the same in its own
- * database, lest it wait for a step that takes an hour.  The hook also rings after COMMIT PREPARED, whose
- * commit callback runs in a session that knows nothing of what was prepared.
+ * database, lest it wait for a step that takes an hour.  The hook also rings after COMMIT PREPARED and
+ * ROLLBACK PREPARED, whose callbacks run in a session that knows nothing of what
+ * was prepared.
  *
  * Works in sessions that have the library, that is with preload.
  *
@@ -29,6 +30,7 @@
 
 #include "base/compat.h"
 #include "runtime/runtime.h"
+#include "saga/saga.h"
 
 static ProcessUtility_hook_type next_hook = NULL;
 
@@ -194,10 +196,12 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 		doorbell_wake_launcher();
 	}
 	else if (IsA(statement, TransactionStmt) &&
-			 ((TransactionStmt *) statement)->kind == TRANS_STMT_COMMIT_PREPARED)
+			 (((TransactionStmt *) statement)->kind == TRANS_STMT_COMMIT_PREPARED ||
+			  ((TransactionStmt *) statement)->kind == TRANS_STMT_ROLLBACK_PREPARED))
 	{
 		doorbell_attach();
 		doorbell_ring_scan(MyDatabaseId);
+		queue_look_again();
 	}
 }
 

@@ -31,8 +31,8 @@ static const char *const kinds[] = {
 
 /*
  * Arguments of both; returns the grantee.  The name must be the caller's to
- * give: for sagas the owner's members and coord_admin; what has no owner yet is
- * for coord_admin.
+ * give: for the members of its owner, of a queue of one of its owners, and for
+ * coord_admin.
  */
 static Oid
 check_grant(FunctionCallInfo fcinfo, char **kind, char **name)
@@ -53,11 +53,16 @@ check_grant(FunctionCallInfo fcinfo, char **kind, char **name)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("unknown kind \"%s\"", *kind),
 				 errhint("Kinds are saga, queue, subscription, lock and stream.")));
+	check_name("name", *name);
+	if (strcmp(*kind, "queue") == 0)
+	{
+		queue_check_mine(*name);
+		return get_role_oid(NameStr(*PG_GETARG_NAME(2)), false);
+	}
 	if (strcmp(*kind, "saga") != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("use of kind \"%s\" cannot be granted yet", *kind)));
-	check_name("name", *name);
 
 	owner = saga_name_owner(*name);
 	if (!OidIsValid(owner) || !(is_member_of_role(user, owner) || access_sees_all(user)))
@@ -65,7 +70,11 @@ check_grant(FunctionCallInfo fcinfo, char **kind, char **name)
 	return get_role_oid(NameStr(*PG_GETARG_NAME(2)), false);
 }
 
-/* coord.grant_use(kind, name, grantee): true if it was not granted already. */
+/*
+ * coord.grant_use(kind, name, grantee): true if it was not granted already.  The
+ * use of a queue comprises the tasks that the grantor may use himself, so that
+ * several may grant it to the same role; see saga_queue_config.c.
+ */
 Datum
 coord_grant_use(PG_FUNCTION_ARGS)
 {
@@ -73,7 +82,8 @@ coord_grant_use(PG_FUNCTION_ARGS)
 		"INSERT INTO coord_internal.use_grant (kind, name, role, granted_by, granted_at)"
 		" SELECT $1, $2, $3, $4, $5 WHERE NOT EXISTS"
 		" (SELECT FROM coord_internal.use_grant"
-		" WHERE kind = $1 AND name = $2 AND role = $3)",
+		" WHERE kind = $1 AND name = $2 AND role = $3"
+		" AND (kind <> 'queue' OR granted_by = $4))",
 		5, {TEXTOID, TEXTOID, OIDOID, OIDOID, TIMESTAMPTZOID}
 	};
 	Oid			user = GetUserId();
@@ -93,30 +103,44 @@ coord_grant_use(PG_FUNCTION_ARGS)
 	changed = query_run(&insert, values, NULL, 0) > 0;
 	query_end(&scope);
 	access_note_role(grantee);
+	if (changed && strcmp(kind, "queue") == 0)
+	{
+		access_note_role(user);
+		queue_changed(name);
+	}
 	PG_RETURN_BOOL(changed);
 }
 
-/* coord.revoke_use(kind, name, grantee): true if it was granted. */
+/*
+ * coord.revoke_use(kind, name, grantee): true if it was granted.  Of a queue each
+ * takes back what he gave, coord_admin all.
+ */
 Datum
 coord_revoke_use(PG_FUNCTION_ARGS)
 {
 	static Statement delete = {
 		"DELETE FROM coord_internal.use_grant"
-		" WHERE kind = $1 AND name = $2 AND role = $3",
-		3, {TEXTOID, TEXTOID, OIDOID}
+		" WHERE kind = $1 AND name = $2 AND role = $3"
+		" AND (kind <> 'queue' OR $4 OR pg_has_role($5, granted_by, 'MEMBER'))",
+		5, {TEXTOID, TEXTOID, OIDOID, BOOLOID, OIDOID}
 	};
+	Oid			user = GetUserId();
 	char	   *kind;
 	char	   *name;
 	Oid			grantee = check_grant(fcinfo, &kind, &name);
 	QueryScope	scope;
-	Datum		values[3];
+	Datum		values[5];
 	bool		changed;
 
 	query_begin(&scope);
 	values[0] = CStringGetTextDatum(kind);
 	values[1] = CStringGetTextDatum(name);
 	values[2] = ObjectIdGetDatum(grantee);
+	values[3] = BoolGetDatum(access_sees_all(user));
+	values[4] = ObjectIdGetDatum(user);
 	changed = query_run(&delete, values, NULL, 0) > 0;
 	query_end(&scope);
+	if (changed && strcmp(kind, "queue") == 0)
+		queue_changed(name);
 	PG_RETURN_BOOL(changed);
 }

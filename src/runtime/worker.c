@@ -50,6 +50,9 @@
 #define SWEEP_MULTIPLE 20
 #define MAX_STAGED 256
 
+/* Under load, drivers that LISTEN are woken at most this often. */
+#define NOTIFY_INTERVAL_US (100 * 1000)
+
 /* Sagas worth a commit, and how long to wait for them under load. */
 #define ENOUGH_FOR_A_TURN 16
 #define LOADED_COUNT 1.25
@@ -407,7 +410,7 @@ work(void)
  * been read from the start just before: nobody will look after this one left.
  */
 static bool
-idle(TimestampTz idle_since, TimestampTz safety_at)
+idle(TimestampTz idle_since, TimestampTz safety_at, TimestampTz notify_at)
 {
 	static uint32 wait_event = 0;
 	DatabaseSlot *slot = my_database;
@@ -425,6 +428,8 @@ idle(TimestampTz idle_since, TimestampTz safety_at)
 	if (slot->next_wake != 0 && slot->next_wake < home_at + USECS_PER_SEC)
 		home_at = DT_NOEND;
 	until = Min(home_at, safety_at);
+	if (notify_at != 0)
+		until = Min(until, notify_at);
 
 	/* A pinned clock does not move; the test that moves it rings. */
 	if (slot->next_wake != 0 && !clock_is_set())
@@ -463,6 +468,7 @@ run(void)
 	TimestampTz safety_at = 0;
 	TimestampTz housekeeping_at = 0;
 	TimestampTz last_now = 0;
+	TimestampTz notify_at = 0;
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "coord worker",
 												  ALLOCSET_DEFAULT_SIZES);
 
@@ -508,6 +514,11 @@ run(void)
 		{
 			work();
 			idle_since = GetCurrentTimestamp();
+			if (idle_since >= notify_at)
+			{
+				(void) queue_notify();
+				notify_at = idle_since + NOTIFY_INTERVAL_US;
+			}
 			continue;
 		}
 		if (my_database->scan || now >= safety_at)
@@ -523,7 +534,8 @@ run(void)
 			scan_tables(false);
 			continue;
 		}
-		if (!idle(idle_since, safety_at))
+		notify_at = queue_notify();
+		if (!idle(idle_since, safety_at, notify_at))
 			safety_at = 0;
 	}
 }

@@ -37,9 +37,15 @@ extern void saga_register(void);
 extern Oid	saga_name_owner(const char *name);
 extern void saga_name_unknown(const char *name);
 
-/* Tasks of workers outside; see saga_lease.c and saga_queue.c. */
+/* Queues; see saga_queue.c and saga_queue_config.c. */
+extern Size queue_shmem_size(void);
+extern void queue_look_again(void);
+extern void queue_check_mine(const char *queue);
+extern void queue_changed(const char *queue);
+extern TimestampTz queue_notify(void);
+
+/* Tasks of workers outside; see saga_lease.c. */
 extern TimestampTz task_sweep(void);
-extern void queue_notify(void);
 
 /* For workers; see saga_turn.c. */
 extern int	saga_turn_size(void);

@@ -355,6 +355,8 @@ pivot_won(Saga *saga)
 void
 saga_suspend(Saga *saga, const char *error)
 {
+	if (saga->status == SAGA_SUSPENDED)
+		return;					/* something else stopped it in the same turn */
 	saga_set_status(saga, SAGA_EVENT_SUSPEND);
 	saga->wake_at = 0;
 	if (error != NULL)
@@ -410,7 +412,7 @@ failed_for_good(Turn *turn, Saga *saga, int ordinal)
 	state->finished_at = clock_now();
 	if (step->compensation && (step->kind == STEP_QUEUE || state->any_completed))
 		state->sequence = saga->next_sequence++;
-	if (saga->backward)
+	if (saga->backward || saga->status == SAGA_SUSPENDED)
 		return;
 	if (step->optional)
 		saga_step_finished(saga, ordinal);

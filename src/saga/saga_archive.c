@@ -26,7 +26,7 @@
 #include "base/guc.h"
 #include "base/installation.h"
 #include "base/query.h"
-#include "saga/saga_instance.h"
+#include "saga/saga_task.h"
 
 #define FRACTION 8
 
@@ -326,7 +326,10 @@ saga_housekeeping(void)
 		PushActiveSnapshot(GetTransactionSnapshot());
 		again = installation_state() == ENGINE_RUNNING && any_definition();
 		if (again)
+		{
 			saga_ensure_partitions(true);
+			saga_forget_gone_tasks();
+		}
 		PopActiveSnapshot();
 	}
 	CommitTransactionCommand();

@@ -554,33 +554,6 @@ stored_search_path(void)
 	return path.data;
 }
 
-/* A queue that a definition of "role" uses is known, and the role's to claim from. */
-static void
-make_queue_known(const char *queue, Oid role)
-{
-	static Statement insert = {
-		"INSERT INTO coord_internal.queue (name, created_at) VALUES ($1, $3)"
-		" ON CONFLICT DO NOTHING",
-		3, {TEXTOID, OIDOID, TIMESTAMPTZOID}
-	};
-	static Statement insert_role = {
-		"INSERT INTO coord_internal.queue_role (queue, role) SELECT $1, $2"
-		" WHERE NOT EXISTS (SELECT FROM coord_internal.queue_role"
-		" WHERE queue = $1 AND role = $2)",
-		2, {TEXTOID, OIDOID}
-	};
-	QueryScope	scope;
-	Datum		values[3];
-
-	query_begin(&scope);
-	values[0] = CStringGetTextDatum(queue);
-	values[1] = ObjectIdGetDatum(role);
-	values[2] = TimestampTzGetDatum(clock_now());
-	query_run(&insert, values, NULL, 0);
-	query_run(&insert_role, values, NULL, 0);
-	query_end(&scope);
-}
-
 /*
  * Define "name" as "document"; returns the version.  The same content again
  * returns the version that has it and changes nothing.
@@ -680,7 +653,7 @@ define(const char *name, Jsonb *document)
 	for (int i = 0; i < def->nsteps; i++)
 	{
 		if (def->steps[i].kind == STEP_QUEUE)
-			make_queue_known(def->steps[i].queue, user);
+			queue_use(def->steps[i].queue, user);
 	}
 	access_note_role(user);
 	names_changed();

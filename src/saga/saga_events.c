@@ -63,17 +63,18 @@ int8_array(const int64 *values, int count)
 
 /*
  * Something has happened to these sagas in this transaction: they are to look at
- * it once it commits.  An id may come more than once.
+ * it once it commits.  An id may come more than once; those that are finished are
+ * left out.
  */
 void
 saga_tell(const int64 *ids, const int *priorities, const Oid *owners, int count)
 {
 	static Statement insert = {
-		"INSERT INTO coord_internal.saga_inbox SELECT DISTINCT unnest($1)",
+		"INSERT INTO coord_internal.saga_inbox SELECT id FROM coord_internal.saga WHERE id = ANY ($1)",
 		1, {INT8ARRAYOID}
 	};
 	static Statement insert_one = {
-		"INSERT INTO coord_internal.saga_inbox VALUES ($1)", 1, {INT8OID}
+		"INSERT INTO coord_internal.saga_inbox SELECT id FROM coord_internal.saga WHERE id = $1", 1, {INT8OID}
 	};
 	QueryScope	scope;
 	Datum		value;
@@ -555,17 +556,32 @@ saga_tell_parents(Saga **sagas, int count)
 /* Tokens are remembered for this long after their task is gone. */
 #define TASK_GONE_US (USECS_PER_DAY)
 
-/* For housekeeping, in a transaction. */
+/*
+ * For housekeeping, in a transaction: also what somebody wrote for a saga while
+ * it was being finished.
+ */
 void
 saga_forget_gone_tasks(void)
 {
 	static Statement forget = {
 		"DELETE FROM coord_internal.task_gone WHERE at < $1", 1, {TIMESTAMPTZOID}
 	};
+	static Statement forget_inbox = {
+		"DELETE FROM coord_internal.saga_inbox i WHERE NOT EXISTS"
+		" (SELECT FROM coord_internal.saga s WHERE s.id = i.saga_id)",
+		0, {0}
+	};
+	static Statement forget_signals = {
+		"DELETE FROM coord_internal.saga_signal i WHERE NOT EXISTS"
+		" (SELECT FROM coord_internal.saga s WHERE s.id = i.saga_id)",
+		0, {0}
+	};
 	QueryScope	scope;
 	Datum		value = TimestampTzGetDatum(clock_now() - TASK_GONE_US);
 
 	query_begin(&scope);
 	query_run(&forget, &value, NULL, 0);
+	query_run(&forget_inbox, NULL, NULL, 0);
+	query_run(&forget_signals, NULL, NULL, 0);
 	query_end(&scope);
 }

@@ -242,18 +242,21 @@ saga_hand_out_later(Turn *turn, const Saga *saga, int ordinal, Phase phase,
  * "available_at" when that is later.
  */
 static void
-announce(const Saga *saga, const char *queue, int64 position, const int64 *ids, int count,
-		 TimestampTz available_at)
+announce(int priority, Oid owner, const char *queue, int64 position, const int64 *ids,
+		 int count, TimestampTz available_at)
 {
 	if (*queue == '\0')
 	{
 		for (int i = 0; i < count; i++)
-			doorbell_task_at_commit(ids[i], saga->priority, saga->owner, available_at);
+			doorbell_task_at_commit(ids[i], priority, owner, available_at);
 	}
 	else if (available_at > clock_now())
+	{
+		queue_due_at_commit(queue, available_at);
 		doorbell_task_due_at_commit(available_at);
+	}
 	else
-		queue_ready_at_commit(queue, -(int64) saga->priority, position);
+		queue_ready_at_commit(queue, -(int64) priority, position);
 }
 
 /*
@@ -302,7 +305,7 @@ write_handouts(Turn *turn)
 		columns[4].values[i] = ObjectIdGetDatum(saga->owner);
 		column_text(&columns[5], i, queue);
 		columns[6].values[i] = Int64GetDatum(-(int64) saga->priority);
-		columns[7].values[i] = Int64GetDatum(*queue ? queue_places(queue, saga->def->id, 1) : 0);
+		columns[7].values[i] = Int64GetDatum(*queue ? queue_places(queue, -(int64) saga->priority, saga->def->id, 1) : 0);
 		columns[8].values[i] = BoolGetDatum(handout->null_compensation);
 		column_time(&columns[9], i, handout->available_at);
 	}
@@ -317,7 +320,8 @@ write_handouts(Turn *turn)
 		HandOut    *handout = list_nth(turn->handouts, (int) i);
 		int64		id = get_int8(i, 1);
 
-		announce(handout->saga, queue_name(&handout->saga->def->steps[handout->ordinal]),
+		announce(handout->saga->priority, handout->saga->owner,
+				 queue_name(&handout->saga->def->steps[handout->ordinal]),
 				 get_int8(i, 2), &id, 1, handout->available_at);
 	}
 	query_end(&scope);
@@ -360,7 +364,7 @@ hand_out_items(Turn *turn, Saga *saga, int ordinal, Jsonb *items)
 	int			count = JB_ROOT_COUNT(items);
 	int			limit = Min(parallel_limit(step), count);
 	TimestampTz now = clock_now();
-	int64		position = *queue ? queue_places(queue, saga->def->id, count) : 1;
+	int64		position = *queue ? queue_places(queue, -(int64) saga->priority, saga->def->id, count) : 1;
 	QueryScope	scope;
 	Datum		values[10];
 	uint64		rows;
@@ -377,7 +381,7 @@ hand_out_items(Turn *turn, Saga *saga, int ordinal, Jsonb *items)
 	values[8] = TimestampTzGetDatum(now);
 	values[9] = JsonbPGetDatum(items);
 	rows = query_run(&insert, values, NULL, 0);
-	announce(saga, queue, position, result_ids(turn->context, rows), Min(rows, limit), now);
+	announce(saga->priority, saga->owner, queue, position, result_ids(turn->context, rows), Min(rows, limit), now);
 	query_end(&scope);
 	saga->steps[ordinal].items = count;
 }
@@ -390,7 +394,9 @@ static bool
 hand_out_items_again(Turn *turn, Saga *saga, int ordinal, Phase phase)
 {
 	static Statement update = {
-		"UPDATE coord_internal.task t SET status = CASE WHEN u.n <= $4 THEN 'ready' ELSE 'held' END,"
+		"UPDATE coord_internal.task t SET status = CASE WHEN u.n <= $4 - (SELECT count(*)"
+		"  FROM coord_internal.task WHERE saga_id = $1 AND ordinal = $2 AND phase = $3"
+		"  AND status IN ('ready', 'running')) THEN 'ready' ELSE 'held' END,"
 		" attempt = 0, available_at = $5, lease_expires_at = NULL, worker = NULL,"
 		" error = NULL, sqlstate = NULL, error_detail = NULL, error_context = NULL,"
 		" finished_at = NULL"
@@ -418,7 +424,7 @@ hand_out_items_again(Turn *turn, Saga *saga, int ordinal, Phase phase)
 		int64		id = get_int8(i, 1);
 
 		if (strcmp(query_text(turn->context, i, 2), "ready") == 0)
-			announce(saga, queue_name(step), get_int8(i, 3), &id, 1, now);
+			announce(saga->priority, saga->owner, queue_name(step), get_int8(i, 3), &id, 1, now);
 	}
 	query_end(&scope);
 	return rows > 0;
@@ -452,7 +458,7 @@ hand_out_undoing_items(Turn *turn, Saga *saga, int ordinal)
 
 	if (hand_out_items_again(turn, saga, ordinal, PHASE_COMPENSATION))
 		return 1;
-	position = *queue ? queue_places(queue, saga->def->id, saga->steps[ordinal].items) : 1;
+	position = *queue ? queue_places(queue, -(int64) saga->priority, saga->def->id, saga->steps[ordinal].items) : 1;
 	query_begin(&scope);
 	values[0] = Int64GetDatum(saga->id);
 	values[1] = Int32GetDatum(ordinal);
@@ -460,7 +466,7 @@ hand_out_undoing_items(Turn *turn, Saga *saga, int ordinal)
 	values[3] = Int32GetDatum(parallel_limit(step));
 	values[4] = TimestampTzGetDatum(now);
 	rows = query_run(&insert, values, NULL, 0);
-	announce(saga, queue, position, result_ids(turn->context, rows),
+	announce(saga->priority, saga->owner, queue, position, result_ids(turn->context, rows),
 			 Min(rows, parallel_limit(step)), now);
 	query_end(&scope);
 	return (int) rows;
@@ -477,8 +483,8 @@ hand_out_undoing_items(Turn *turn, Saga *saga, int ordinal)
  * the gap fills, and in the end the saga's turn (see take_in_items()).
  */
 void
-saga_let_items_go(Turn *turn, const Saga *saga, int ordinal, Phase phase, int item,
-				  int finished)
+saga_let_items_go(int64 saga, const SagaDef *def, int priority, Oid owner, int ordinal,
+				  Phase phase, int item, int finished)
 {
 	static Statement update = {
 		"UPDATE coord_internal.task SET status = 'ready', available_at = $6"
@@ -487,7 +493,7 @@ saga_let_items_go(Turn *turn, const Saga *saga, int ordinal, Phase phase, int it
 		"  ORDER BY item LIMIT $5 FOR UPDATE SKIP LOCKED) RETURNING id, position",
 		6, {INT8OID, INT4OID, TEXTOID, INT4OID, INT4OID, TIMESTAMPTZOID}
 	};
-	const StepDef *step = &saga->def->steps[ordinal];
+	const StepDef *step = &def->steps[ordinal];
 	TimestampTz now = clock_now();
 	QueryScope	scope;
 	Datum		values[6];
@@ -496,7 +502,7 @@ saga_let_items_go(Turn *turn, const Saga *saga, int ordinal, Phase phase, int it
 	if (step->max_parallel == 0 || finished == 0)
 		return;
 	query_begin(&scope);
-	values[0] = Int64GetDatum(saga->id);
+	values[0] = Int64GetDatum(saga);
 	values[1] = Int32GetDatum(ordinal);
 	values[2] = CStringGetTextDatum(saga_phase_name(phase));
 	values[3] = Int32GetDatum(item);
@@ -507,7 +513,7 @@ saga_let_items_go(Turn *turn, const Saga *saga, int ordinal, Phase phase, int it
 	{
 		int64		id = get_int8(i, 1);
 
-		announce(saga, queue_name(step), get_int8(i, 2), &id, 1, now);
+		announce(priority, owner, queue_name(step), get_int8(i, 2), &id, 1, now);
 	}
 	query_end(&scope);
 }
@@ -620,6 +626,8 @@ saga_hand_out(Turn *turn, Saga *saga, int ordinal)
 		return;
 	}
 
+	if (step->kind == STEP_QUEUE)
+		queue_use(step->queue, saga->owner);	/* who may claim it, too */
 	switch (step->kind)
 	{
 		case STEP_LOCAL:

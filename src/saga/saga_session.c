@@ -35,6 +35,7 @@
 #include "base/installation.h"
 #include "base/json.h"
 #include "base/query.h"
+#include "saga/saga_queue.h"
 #include "saga/saga_task.h"
 
 /* Due sagas looked up at a time; tasks that saga_run() takes at a time. */
@@ -434,53 +435,14 @@ coord_saga_run(PG_FUNCTION_ARGS)
 	return procedure_result(fcinfo, values, nulls);
 }
 
-/*
- * CALL coord.await(kind, name, timeout, ready): wait as saga_wait() does, but
- * without holding a snapshot, so that vacuum is not kept from anything however
- * long it takes.
- */
-Datum
-coord_await(PG_FUNCTION_ARGS)
+/* Is the saga finished or stopped? */
+static bool
+await_saga(int64 id, TimestampTz end)
 {
 	static uint32 wait_event = 0;
-	static const char *const later_kinds[] = {"queue", "subscription", "lease"};
-	ConditionVariable *waiters;
-	char	   *kind;
-	char	   *name;
-	TimestampTz end;
-	int64		us = 60 * USECS_PER_SEC;
-	int64		id;
-	Datum		value;
-	bool		isnull = false;
-	bool		ready = false;
+	ConditionVariable *waiters = doorbell_waiters(id);
+	bool		ready;
 
-	check_nonatomic(fcinfo, "coord.await");
-	kind = check_text(fcinfo, 0, "kind");
-	name = check_text(fcinfo, 1, "name");
-	for (int i = 0; i < lengthof(later_kinds); i++)
-	{
-		if (strcmp(kind, later_kinds[i]) == 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("waiting for kind \"%s\" is not supported yet", kind)));
-	}
-	if (strcmp(kind, "saga") != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("unknown kind \"%s\"", kind),
-				 errhint("It is saga; name is then the saga's id.")));
-	id = DatumGetInt64(DirectFunctionCall1(int8in, CStringGetDatum(name)));
-	if (!PG_ARGISNULL(2))
-		us = clock_interval_us(PG_GETARG_INTERVAL_P(2));
-	if (us < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("timeout must not be negative")));
-	installation_check();
-	doorbell_attach_queue();
-
-	end = GetCurrentTimestamp() + us;
-	waiters = doorbell_waiters(id);
 	ConditionVariablePrepareToSleep(waiters);
 	for (;;)
 	{
@@ -496,6 +458,83 @@ coord_await(PG_FUNCTION_ARGS)
 		EnsurePortalSnapshotExists();
 	}
 	ConditionVariableCancelSleep();
+	return ready;
+}
+
+/* Is there a task to claim?  What was locked to see that is free again. */
+static bool
+await_queue(const char *queue, TimestampTz end)
+{
+	QueueSlot  *slot;
+	bool		ready;
+
+	(void) queue_config_or_error(queue);
+	slot = queue_slot(queue);
+	queue_prepare_to_wait(slot);
+	for (;;)
+	{
+		TimestampTz until = end;
+		int64		wait_us;
+
+		ready = queue_has_task(queue, &wait_us);
+		if (ready || end <= GetCurrentTimestamp())
+			break;
+		commit_without_snapshot();
+		if (wait_us > 0 && !clock_is_set())
+			until = Min(until, GetCurrentTimestamp() + wait_us);
+		queue_wait(slot, until);
+		EnsurePortalSnapshotExists();
+	}
+	queue_end_wait(slot);
+	commit();
+	return ready;
+}
+
+/*
+ * CALL coord.await(kind, name, timeout, ready): wait as saga_wait() and
+ * task_claim() do, but without holding a snapshot, so that vacuum is not kept
+ * from anything however long it takes.
+ */
+Datum
+coord_await(PG_FUNCTION_ARGS)
+{
+	static const char *const later_kinds[] = {"subscription", "lease"};
+	char	   *kind;
+	char	   *name;
+	TimestampTz end;
+	int64		us = 60 * USECS_PER_SEC;
+	Datum		value;
+	bool		isnull = false;
+	bool		ready;
+
+	check_nonatomic(fcinfo, "coord.await");
+	kind = check_text(fcinfo, 0, "kind");
+	name = check_text(fcinfo, 1, "name");
+	for (int i = 0; i < lengthof(later_kinds); i++)
+	{
+		if (strcmp(kind, later_kinds[i]) == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("waiting for kind \"%s\" is not supported yet", kind)));
+	}
+	if (strcmp(kind, "saga") != 0 && strcmp(kind, "queue") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("unknown kind \"%s\"", kind),
+				 errhint("It is saga, name being the saga's id, or queue.")));
+	if (!PG_ARGISNULL(2))
+		us = clock_interval_us(PG_GETARG_INTERVAL_P(2));
+	if (us < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("timeout must not be negative")));
+	installation_check();
+	doorbell_attach_queue();
+	end = GetCurrentTimestamp() + us;
+	if (strcmp(kind, "queue") == 0)
+		ready = await_queue(name, end);
+	else
+		ready = await_saga(DatumGetInt64(DirectFunctionCall1(int8in, CStringGetDatum(name))), end);
 	value = BoolGetDatum(ready);
 	return procedure_result(fcinfo, &value, &isnull);
 }

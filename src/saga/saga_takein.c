@@ -233,7 +233,7 @@ saga_fill_items(Turn *turn, const Saga *saga, int ordinal, Phase phase)
 	held = get_int4(0, 2);
 	query_end(&scope);
 	if (held > 0 && in_hand < saga->def->steps[ordinal].max_parallel)
-		saga_let_items_go(turn, saga, ordinal, phase, -1,
+		saga_let_items_go(saga->id, saga->def, saga->priority, saga->owner, ordinal, phase, -1,
 						  saga->def->steps[ordinal].max_parallel - in_hand);
 }
 

@@ -64,17 +64,21 @@ extern void saga_write_waits(Turn *turn);
 extern void saga_forget_waits(Turn *turn, Saga **sagas, int count);
 extern void saga_tell_parents(Saga **sagas, int count);
 extern void saga_forget_gone_tasks(void);
-extern void saga_let_items_go(Turn *turn, const Saga *saga, int ordinal, Phase phase,
-							  int item, int finished);
+extern void saga_let_items_go(int64 saga, const SagaDef *def, int priority, Oid owner,
+							  int ordinal, Phase phase, int item, int finished);
 extern void saga_fill_items(Turn *turn, const Saga *saga, int ordinal, Phase phase);
 extern void saga_count_items(Turn *turn, const Saga *saga, int ordinal, bool *open, bool *completed);
 extern bool saga_condition_holds(JsonPath *path, Jsonb *document);
 extern void saga_tell(const int64 *ids, const int *priorities, const Oid *owners, int count);
 
-/* saga_queue.c */
-extern int64 queue_places(const char *queue, int64 definition, int count);
+/* saga_queue.c; queue_places() may read tables */
+extern int64 queue_places(const char *queue, int64 rank, int64 definition, int count);
 extern void queue_ready_at_commit(const char *queue, int64 rank, int64 position);
 extern void queue_resumed_at_commit(const char *queue);
+extern void queue_due_at_commit(const char *queue, TimestampTz when);
+
+/* saga_queue_config.c */
+extern void queue_use(const char *queue, Oid role);
 
 /* saga_task_turn.c */
 extern int	saga_carry_out(Turn *turn, int64 *ids, int count, int *leftover, bool *fresh);

@@ -136,6 +136,20 @@ read_sagas(Turn *turn, Work *works, int count)
 		works[i].saga = saga_find_read(sagas, nread, works[i].task.saga_id);
 }
 
+/*
+ * A verb that a task calls on its own saga becomes a request: it might change the
+ * very row that the task's outcome is written to.
+ */
+static void
+take_in_hand(Turn *turn, const Work *works, int count)
+{
+	int64		ids[SAGA_MAX_BATCH];
+
+	for (int i = 0; i < count; i++)
+		ids[i] = works[i].task.saga_id;
+	saga_take_in_hand(turn, ids, count);
+}
+
 /* Does the saga, as it was read, want this done? */
 static bool
 is_wanted(const Work *work)
@@ -369,8 +383,10 @@ tell(Turn *turn, Work *works, int count)
 
 		if (work->end <= TASK_NOT_NOW || work->end == TASK_CHARGED || work->saga == NULL)
 			continue;
-		if (work->end >= TASK_COMPLETED && work->task.item != NO_ITEM)
-			saga_let_items_go(turn, work->saga, work->task.ordinal, work->task.phase,
+		if (work->end >= TASK_COMPLETED && work->end != TASK_STOPPED &&
+			work->task.item != NO_ITEM)
+			saga_let_items_go(work->saga->id, work->saga->def, work->saga->priority,
+							  work->saga->owner, work->task.ordinal, work->task.phase,
 							  work->task.item, 1);
 		ids[n] = work->saga->id;
 		priorities[n] = work->saga->priority;
@@ -396,6 +412,7 @@ saga_carry_out(Turn *turn, int64 *ids, int count, int *leftover, bool *fresh)
 	works = claim(turn, ids, count, &nclaimed);
 	if (nclaimed > 0)
 		read_sagas(turn, works, nclaimed);
+	take_in_hand(turn, works, nclaimed);
 	PopActiveSnapshot();
 	turn->loaded = GetCurrentTimestamp();
 	turn->nloaded = nclaimed;

@@ -177,7 +177,8 @@ is_stopped(const Saga *saga, int ordinal)
 			(state->status == STEP_COMPENSATING && state->next_attempt_at != 0);
 	if (state->status == STEP_FAILED)
 		return !saga->def->steps[ordinal].optional;
-	return state->status == STEP_READY && state->next_attempt_at != 0;
+	return state->status == STEP_READY &&
+		(state->next_attempt_at != 0 || (state->error != NULL && state->sqlstate == NULL));
 }
 
 static void
@@ -193,6 +194,8 @@ revive(Saga *saga, int ordinal)
 	state->sequence = saga->backward ? state->sequence : 0;
 	state->next_attempt_at = 0;
 	state->finished_at = 0;
+	if (state->sqlstate == NULL)
+		state->error = NULL;	/* why it could not be run */
 	state->dirty = true;
 	saga->dirty = true;
 }
