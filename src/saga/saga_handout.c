@@ -576,10 +576,7 @@ saga_signal_came(Turn *turn, Saga *saga, int ordinal, const Signal *signal)
 	if (reason == NULL)
 		saga_step_succeeded(turn, saga, ordinal, signal->payload);
 	else
-	{
-		saga->steps[ordinal].attempt = 1;
 		saga_step_failed(turn, saga, ordinal, reason, "P0001", NULL, NULL);
-	}
 }
 
 /*
@@ -598,12 +595,9 @@ saga_hand_out(Turn *turn, Saga *saga, int ordinal)
 	bool		again = state->items > 0;
 
 	/* A single local step looks at its condition when it is called. */
+	state->attempt++;
 	if (!again && (step->kind != STEP_LOCAL || step->for_each != NULL))
-	{
-		state->attempt++;		/* as its document shall say */
 		error = prepare_guarded(turn, saga, ordinal, &preparation);
-		state->attempt--;
-	}
 	else
 		preparation.wanted = true;
 
@@ -616,7 +610,6 @@ saga_hand_out(Turn *turn, Saga *saga, int ordinal)
 	saga_set_step(saga, ordinal, STEP_EVENT_START);
 	if (error != NULL)
 	{
-		state->attempt++;
 		saga_attempt_failed(turn, saga, ordinal, error);
 		return;
 	}
@@ -638,7 +631,6 @@ saga_hand_out(Turn *turn, Saga *saga, int ordinal)
 				(void) hand_out_items_again(turn, saga, ordinal, PHASE_ACTION);
 			else if (JB_ROOT_COUNT(preparation.items) == 0)
 			{
-				state->attempt = 1;
 				saga_step_succeeded(turn, saga, ordinal, preparation.items);
 				return;
 			}
@@ -659,7 +651,6 @@ saga_hand_out(Turn *turn, Saga *saga, int ordinal)
 			state->next_attempt_at = now + step->wait_us;
 			break;
 		case STEP_SAGA:
-			state->attempt++;
 			state->child = preparation.child;
 			break;
 	}

@@ -173,8 +173,7 @@ log_failure(Turn *turn, const Work *work)
 	row.owner = saga->owner;
 	row.at = clock_now();
 	row.event = "attempt_failed";
-	row.step = work->task.item == NO_ITEM ? saga->def->steps[work->task.ordinal].name :
-		psprintf("%s[%d]", saga->def->steps[work->task.ordinal].name, work->task.item);
+	row.step = saga_task_name(saga->def, work->task.ordinal, work->task.item);
 	row.phase = work->task.phase;
 	row.attempt = work->task.attempt;
 	row.role = saga->owner;
