@@ -504,7 +504,6 @@ saga_forget_waits(Turn *turn, Saga **sagas, int count)
 	static Statement forget_signals = {
 		"DELETE FROM coord_internal.saga_signal WHERE saga_id = ANY ($1)", 1, {INT8ARRAYOID}
 	};
-	Saga	  **some = palloc(sizeof(Saga *) * Max(count, 1));
 	int64	   *ids = palloc(sizeof(int64) * Max(count, 1));
 	bool		signals = false;
 	int			n = 0;
@@ -516,8 +515,9 @@ saga_forget_waits(Turn *turn, Saga **sagas, int count)
 		if (!has_events(sagas[i]))
 			continue;
 		signals = signals || sagas[i]->def->signals;
-		some[n] = sagas[i];
 		ids[n++] = sagas[i]->id;
+		if (sagas[i]->events == NULL)
+			empty_inbox(&sagas[i], 1);	/* by a verb, without a turn */
 		for (int j = 0; j < sagas[i]->def->nsteps; j++)
 		{
 			if (sagas[i]->steps[j].child != 0)
@@ -526,7 +526,6 @@ saga_forget_waits(Turn *turn, Saga **sagas, int count)
 	}
 	if (n == 0)
 		return;
-	empty_inbox(some, n);
 	query_begin(&scope);
 	values[0] = int8_array(ids, n);
 	values[1] = TimestampTzGetDatum(clock_now());

@@ -430,6 +430,42 @@ hand_out_items_again(Turn *turn, Saga *saga, int ordinal, Phase phase)
 	return rows > 0;
 }
 
+/*
+ * Tasks of a step that wait for their next attempt may be begun now.  Returns
+ * whether there were any.
+ */
+bool
+saga_hurry_tasks(const Saga *saga, int ordinal, Phase phase)
+{
+	static Statement update = {
+		"UPDATE coord_internal.task SET available_at = $4 WHERE saga_id = $1 AND ordinal = $2"
+		" AND phase = $3 AND status = 'ready' AND available_at > $4 RETURNING id, position",
+		4, {INT8OID, INT4OID, TEXTOID, TIMESTAMPTZOID}
+	};
+	const StepDef *step = &saga->def->steps[ordinal];
+	TimestampTz now = clock_now();
+	QueryScope	scope;
+	Datum		values[4];
+	uint64		rows;
+
+	if (!step_is_tasks(step))
+		return false;
+	query_begin(&scope);
+	values[0] = Int64GetDatum(saga->id);
+	values[1] = Int32GetDatum(ordinal);
+	values[2] = CStringGetTextDatum(saga_phase_name(phase));
+	values[3] = TimestampTzGetDatum(now);
+	rows = query_run(&update, values, NULL, 0);
+	for (uint64 i = 0; i < rows; i++)
+	{
+		int64		id = get_int8(i, 1);
+
+		announce(saga->priority, saga->owner, queue_name(step), get_int8(i, 2), &id, 1, now);
+	}
+	query_end(&scope);
+	return rows > 0;
+}
+
 /* The compensations of a step's items; returns how many there are. */
 static int
 hand_out_undoing_items(Turn *turn, Saga *saga, int ordinal)

@@ -540,7 +540,7 @@ await_queue(const char *queue, TimestampTz end)
 		commit_without_snapshot();
 		if (wait_us > 0 && !clock_is_set())
 			until = Min(until, GetCurrentTimestamp() + wait_us);
-		queue_wait(slot, until);
+		queue_wait(slot, until, wait_us < USECS_PER_SEC);
 		EnsurePortalSnapshotExists();
 	}
 	queue_end_wait(slot);

@@ -57,6 +57,7 @@ extern void saga_load_events(Turn *turn, Saga **sagas, int count);
 extern void saga_take_in(Turn *turn, Saga *saga);
 extern void saga_hand_out(Turn *turn, Saga *saga, int ordinal);
 extern void saga_hand_out_undoing(Turn *turn, Saga *saga, int ordinal);
+extern bool saga_hurry_tasks(const Saga *saga, int ordinal, Phase phase);
 extern bool saga_withdraw(Turn *turn, Saga *saga);
 extern bool saga_withdraw_step(Turn *turn, Saga *saga, int ordinal);
 extern void saga_skip_waiting(Saga *saga, int ordinal, Phase phase);

@@ -158,8 +158,7 @@ is_wanted(const Work *work)
 
 	if (saga == NULL || (saga->status != SAGA_RUNNING && saga->status != SAGA_COMPENSATING))
 		return false;
-	return saga->backward == (work->task.phase == PHASE_COMPENSATION) &&
-		saga->steps[work->task.ordinal].waiting;
+	return saga->backward == (work->task.phase == PHASE_COMPENSATION);
 }
 
 static void
