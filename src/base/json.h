@@ -38,6 +38,15 @@ extern void json_part_string(JsonPart *part, const char *key, const char *value)
 extern void json_part_integer(JsonPart *part, const char *key, int64 value);
 extern void json_part_jsonb(JsonPart *part, const char *key, Jsonb *value);
 
+/* json_object.c */
+typedef struct JsonObject JsonObject;
+
+extern JsonObject *json_object_make(const JsonPart *parts, int count);
+extern bool json_object_put(JsonObject *object, uint32 rank, const JsonPart *part);
+extern Jsonb *json_object_document(JsonObject *object, const JsonPart *parts, int count,
+								   int place);
+extern void json_object_value(JsonObject *object, JsonbValue *value);
+
 extern void json_begin_object(JsonWriter *writer);
 extern void json_end_object(JsonWriter *writer);
 extern void json_begin_array(JsonWriter *writer);

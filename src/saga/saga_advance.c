@@ -34,6 +34,9 @@
 #define SAGA_BUDGET_US 20000
 #define LOAD_MULTIPLE 10
 
+/* From how many steps on it pays to keep the results as one growing object. */
+#define MANY_STEPS 64
+
 /* A suspect waits this long when another one is being run. */
 #define SUSPECT_DELAY_US (100 * 1000)
 
@@ -192,6 +195,9 @@ saga_set_result(Saga *saga, int ordinal, Jsonb *result)
 	saga->steps[ordinal].result = result;
 	saga->steps[ordinal].has_result = true;
 	json_part_jsonb(&saga->results[step->rank], step->name, result);
+	if (saga->growing != NULL &&
+		!json_object_put(saga->growing, step->rank, &saga->results[step->rank]))
+		saga->growing = NULL;	/* replaced: as of a saga of few steps from here on */
 }
 
 /* What the context document takes from the steps as loaded. */
@@ -200,6 +206,7 @@ saga_prepare_results(Saga *saga)
 {
 	SagaDef    *def = saga->def;
 
+	saga->growing = NULL;
 	saga->results = palloc(sizeof(JsonPart) * def->nsteps);
 	memcpy(saga->results, def->parts, sizeof(JsonPart) * def->nsteps);
 	for (int i = 0; i < def->nsteps; i++)
@@ -207,6 +214,8 @@ saga_prepare_results(Saga *saga)
 		if (saga->steps[i].has_result)
 			saga_set_result(saga, i, saga->steps[i].result);
 	}
+	if (def->nsteps > MANY_STEPS)
+		saga->growing = json_object_make(saga->results, def->nsteps);
 }
 
 /*

@@ -246,6 +246,7 @@ saga_document(const Saga *saga, int ordinal, Phase phase, const Task *task)
 	const StepState *state = &saga->steps[ordinal];
 	bool		item = task != NULL && task->item != NO_ITEM;
 	JsonPart	parts[13];
+	int			results;
 	int			n = 0;
 	char		idempotency_key[IDEMPOTENCY_KEY_SIZE];
 
@@ -265,11 +266,24 @@ saga_document(const Saga *saga, int ordinal, Phase phase, const Task *task)
 	if (phase == PHASE_COMPENSATION)
 		json_part_jsonb(&parts[n++], "result", item ? task->given : state->result);
 	json_part_integer(&parts[n++], "attempt", task ? task->attempt : state->attempt);
-	json_part_jsonb(&parts[n++], "results", json_from_parts(saga->results, saga->def->nsteps));
+	results = n++;
+	if (saga->growing == NULL)
+		json_part_jsonb(&parts[results], "results",
+						json_from_parts(saga->results, saga->def->nsteps));
+	else
+	{
+		json_part_key(&parts[results], "results");
+		parts[results].present = true;
+		json_object_value(saga->growing, &parts[results].value);
+	}
 	json_part_integer(&parts[n++], "saga_id", saga->id);
 	json_part_string(&parts[n++], "correlation_id",
 					 saga->has_correlation ? saga->correlation_id : NULL);
 	json_part_string(&parts[n++], "idempotency_key", idempotency_key);
+
+	/* A saga that is only read may be used by several calls at a time. */
+	if (saga->growing != NULL && task == NULL)
+		return json_object_document(saga->growing, parts, n, results);
 	return json_from_parts(parts, n);
 }
 

@@ -93,6 +93,7 @@ typedef struct Saga
 
 	/* Made by saga_prepare() for saga_advance(). */
 	JsonPart   *results;		/* by rank */
+	JsonObject *growing;		/* the same, of a saga of many steps; or NULL */
 	int			unfinished;		/* steps not in a final state */
 	int		   *ready;			/* ordinals, a ring of nsteps */
 	int			ready_head;
