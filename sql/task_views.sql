@@ -47,5 +47,5 @@ CREATE VIEW coord_internal.stuck_queue WITH (security_barrier) AS
     AND (q.paused
          OR q.oldest_ready_at < coord_internal.now() - '1 min'::interval
             AND coalesce(q.last_claim_at < coord_internal.now()
-                         - greatest('1 min', least(2 / q.rate_limit, 1e9) * '1 s'::interval), true)
+                         - greatest('1 min', least(coalesce(2 / q.rate_limit, 0), 1e9) * '1 s'::interval), true)
             AND coalesce(q.running < q.max_running, true));

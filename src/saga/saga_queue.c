@@ -166,7 +166,7 @@ init_slot(QueueSlot *slot, const char *queue, TimestampTz now)
 	slot->highest = QUEUE_END;
 	slot->next_due = DT_NOBEGIN;
 	slot->swept_at = 0;
-	slot->swept_us = 0;
+	slot->sweep_debt = 0;
 	slot->available = DT_NOBEGIN;
 	memset(slot->ranks, 0, sizeof(slot->ranks));
 	memset(slot->flows, 0, sizeof(slot->flows));
@@ -310,8 +310,7 @@ queue_wait(QueueSlot *slot, TimestampTz until)
 		else
 			slot->mixed_at = now;
 		if (!clock_is_set())
-			until = Min(until, Max(slot->next_due, slot->swept_at +
-								   LOOK_THROUGH_SHARE * slot->swept_us));
+			until = Min(until, Max(slot->next_due, queue_next_sweep(slot, now, true)));
 		LWLockRelease(&slot->lock);
 	}
 	if (until > now)

@@ -36,9 +36,9 @@
  * 6. What nobody rang for (a task locked by a transaction that was no claim and
  *	  aborted, a task of a restored dump, a role that was granted another, COMMIT
  *	  PREPARED without the hook) is found in the same way: claims look through
- *	  the queue also when that was not done for 5 s.  Neither 5 nor 6 is done
- *	  again before 20 times as long as it took, so that it takes no more than a
- *	  twentieth of the time.
+ *	  the queue also when that was not done for 5 s.  Where it takes long, it is
+ *	  not done again before 20 times as long, so that 5 and 6 together take no
+ *	  more than a twentieth of the time.
  * 7. A queue that has no place in the table is always read from the start.
  *
  *-------------------------------------------------------------------------
@@ -557,12 +557,18 @@ queue_locked(const char *queue, Oid role, const QueueKey *key)
  * ----------------------------------------------------------------
  */
 
-/* Was the queue looked through long enough ago? */
-static bool
-may_sweep(const QueueSlot *slot, TimestampTz now, int64 at_least)
+/*
+ * When the queue may be looked through again: "due" for a reason, else because it
+ * was not for a while.
+ */
+TimestampTz
+queue_next_sweep(const QueueSlot *slot, TimestampTz now, bool due)
 {
-	return now < slot->swept_at ||
-		now - slot->swept_at >= Max(at_least, LOOK_THROUGH_SHARE * slot->swept_us);
+	int64		too_much = slot->sweep_debt - LOOK_THROUGH_FREE_US;
+
+	if (now < slot->swept_at)
+		return now;				/* the clock was set back */
+	return slot->swept_at + Max(due ? 0 : LOOK_THROUGH_US, too_much * LOOK_THROUGH_SHARE);
 }
 
 /*
@@ -577,14 +583,15 @@ queue_take_due(QueueSlot *slot, Oid role, TimestampTz now)
 	bool		result = false;
 	Note	   *note;
 
-	if (slot == NULL ||
-		!may_sweep(slot, real_now, now >= slot->next_due ? 0 : LOOK_THROUGH_US))
+	if (slot == NULL || real_now < queue_next_sweep(slot, real_now, now >= slot->next_due))
 		return false;
 	note = get_note(slot, role);
 	LWLockAcquire(&slot->lock, LW_EXCLUSIVE);
-	if (may_sweep(slot, real_now, now >= slot->next_due ? 0 : LOOK_THROUGH_US))
+	if (real_now >= queue_next_sweep(slot, real_now, now >= slot->next_due))
 	{
 		slot->next_due = DT_NOEND;
+		slot->sweep_debt = Max(0, slot->sweep_debt -
+							   Max(0, real_now - slot->swept_at) / LOOK_THROUGH_SHARE);
 		slot->swept_at = real_now;
 		result = true;
 	}
@@ -613,7 +620,7 @@ queue_swept(const char *queue, TimestampTz next, const QueueKey *first,
 		return;
 	LWLockAcquire(&slot->lock, LW_EXCLUSIVE);
 	slot->next_due = Min(slot->next_due, next);
-	slot->swept_us = us;
+	slot->sweep_debt += us;
 	wake = available > slot->available;
 	if (wake)
 	{

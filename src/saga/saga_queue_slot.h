@@ -24,9 +24,14 @@
 #define QUEUE_RANKS 8
 #define QUEUE_FLOWS 64
 
-/* A queue is looked through this often, and takes no more than this share. */
+/*
+ * A queue is looked through this often, and at other times when there is reason
+ * to, as long as that takes no more than this share of the time (one of so many
+ * parts), a short while at first excepted.
+ */
 #define LOOK_THROUGH_US (5 * USECS_PER_SEC)
 #define LOOK_THROUGH_SHARE 20
+#define LOOK_THROUGH_FREE_US (50 * 1000)
 
 /* How far a role has read. */
 typedef struct Mark
@@ -87,7 +92,7 @@ struct QueueSlot
 	QueueKey	highest;		/* no task behind it was ever claimed */
 	TimestampTz next_due;		/* DT_NOBEGIN: now, DT_NOEND: never */
 	TimestampTz swept_at;		/* looked through, for the last time */
-	int64		swept_us;		/* how long that took */
+	int64		sweep_debt;		/* us spent on it that time has not yet made good */
 	TimestampTz available;		/* delayed tasks up to here were announced */
 
 	RankTime	ranks[QUEUE_RANKS];
@@ -131,6 +136,7 @@ extern void queue_set_notify(QueueSlot *slot, bool wanted);
 extern void queue_wake_waiters(QueueSlot *slot, int count);
 
 /* saga_queue_mark.c */
+extern TimestampTz queue_next_sweep(const QueueSlot *slot, TimestampTz now, bool due);
 extern int	queue_compare_keys(const QueueKey *a, const QueueKey *b);
 extern void queue_register_callbacks(void);
 

@@ -58,7 +58,7 @@ DO $$ BEGIN PERFORM coord.saga_start('order', key => 'd'); END $$;
 CALL run();
 SELECT coord.saga_cancel(find('d'));
 CALL run();
-SELECT tasks('d');
+SELECT claim('claim.payments');
 SELECT show('d');
 
 -- Several items; a position in the array is the item.
@@ -88,5 +88,5 @@ SELECT count(*) FROM coord.task_claim('claim.mail', NULL, NULL, NULL, NULL);
 BEGIN READ ONLY;
 SELECT try('SELECT coord.task_claim(''claim.mail'')');
 ROLLBACK;
-\set include :abs_srcdir/include/saga_end.psql
+\set include :abs_srcdir/include/task_end.psql
 \i :include
