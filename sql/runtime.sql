@@ -102,12 +102,12 @@ CREATE VIEW coord.workers WITH (security_barrier) AS
 CREATE VIEW coord_internal.stopped_saga WITH (security_barrier) AS
   SELECT s.id, s.name, s.status, s.backward, coalesce(t.finished_at, s.started_at, s.created_at) AS since,
          v.definition #>> ARRAY['steps', t.ordinal::text, 'name'] AS step,
-         coalesce(t.error, s.error) AS error, t.gave_up,
+         coalesce(t.error, s.error) AS error, t.gave_up, t.sqlstate = 'ZC006' AS cannot_be_undone,
          NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = s.owner) AS ownerless
   FROM coord_internal.live_saga s
   JOIN coord_internal.saga_version v ON (v.name, v.version) = (s.name, s.version)
   LEFT JOIN LATERAL (
-    SELECT ordinal, error, finished_at, status IN ('failed', 'compensation_failed') AS gave_up
+    SELECT ordinal, error, sqlstate, finished_at, status IN ('failed', 'compensation_failed') AS gave_up
     FROM coord_internal.saga_step t
     WHERE t.saga_id = s.id AND s.status = 'suspended' AND t.error IS NOT NULL
       AND t.status = ANY (CASE WHEN s.backward THEN '{compensation_failed,compensating}'::text[]
@@ -124,10 +124,12 @@ CREATE VIEW coord.stuck WITH (security_barrier) AS
                           CASE WHEN s.gave_up THEN 'failed' ELSE 'cannot be run' END, s.error) END AS waits_for,
          CASE WHEN s.status = 'paused' THEN 'Resume it.'
               WHEN s.ownerless THEN 'The role that started it was dropped, so nobody can run it: give it up, and start it anew as another role.'
+              WHEN s.cannot_be_undone THEN 'To try again would not help: skip the compensation, and undo by hand what that saga did.'
               WHEN s.backward THEN 'Remove the cause and retry; or coord.saga_skip() the compensation when it was done by hand.'
               ELSE 'Remove the cause and retry; or coord.saga_skip() the step, coord.saga_patch() the input; or give it up with coord.saga_cancel(), after the pivot with coord.saga_abandon().' END AS hint,
          CASE WHEN s.status = 'paused' THEN format('SELECT coord.saga_resume(%s)', s.id)
               WHEN s.ownerless THEN format('SELECT coord.saga_abandon(%s)', s.id)
+              WHEN s.cannot_be_undone THEN format('SELECT coord.saga_skip(%s, %L)', s.id, s.step)
               ELSE format('SELECT coord.saga_retry(%s)', s.id) END AS repair
   FROM coord_internal.stopped_saga s
   UNION ALL

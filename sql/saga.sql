@@ -61,6 +61,8 @@ CREATE INDEX saga_wake ON coord_internal.saga (wake_at, (id + 0));
 CREATE INDEX saga_priority ON coord_internal.saga (priority DESC, wake_at, id)
   WHERE priority > 0;
 
+CREATE INDEX saga_parent ON coord_internal.saga (parent_id) WHERE parent_id IS NOT NULL;
+
 -- Steps of unfinished sagas to which something happened.
 CREATE TABLE coord_internal.saga_step (
   saga_id bigint NOT NULL,

@@ -64,7 +64,7 @@ CREATE VIEW coord.saga_steps WITH (security_barrier) AS
          -- a running attempt is not written down before it ends
          CASE WHEN w.phase IS DISTINCT FROM t.phase AND w.phase IS NOT NULL THEN 0
            ELSE coalesce(t.attempt, 0) END + (w.phase IS NOT NULL)::int AS attempt,
-         t.result, t.error, t.sqlstate,
+         CASE WHEN t.has_result THEN coalesce(t.result, 'null') END AS result, t.error, t.sqlstate,
          t.error_detail, t.error_context, t.next_attempt_at, coalesce(t.started_at, w.since) AS started_at, t.finished_at
   FROM coord_internal.live_saga s
   CROSS JOIN LATERAL jsonb_array_elements(s.definition -> 'steps') WITH ORDINALITY AS d (step, ordinal)

@@ -32,12 +32,17 @@ CREATE VIEW coord.queues WITH (security_barrier) AS
          greatest(coord_internal.queue_last_claim(q.name), t.last_claim_at) AS last_claim_at
   FROM coord_internal.visible_queue q
   CROSS JOIN LATERAL (
-    SELECT count(*) FILTER (WHERE status = 'ready' AND available_at <= coord_internal.now()) AS ready,
-           count(*) FILTER (WHERE status = 'running') AS running,
-           count(*) FILTER (WHERE status = 'ready' AND available_at > coord_internal.now()) AS delayed,
-           min(available_at) FILTER (WHERE status = 'ready' AND available_at <= coord_internal.now()) AS oldest_ready_at,
-           max(claimed_at) AS last_claim_at
-    FROM coord_internal.task WHERE queue = q.name) AS t;
+    SELECT count(*) FILTER (WHERE w.wanted AND w.available_at <= coord_internal.now()) AS ready,
+           count(*) FILTER (WHERE w.status = 'running') AS running,
+           count(*) FILTER (WHERE w.wanted AND w.available_at > coord_internal.now()) AS delayed,
+           min(w.available_at) FILTER (WHERE w.wanted AND w.available_at <= coord_internal.now()) AS oldest_ready_at,
+           max(w.claimed_at) AS last_claim_at
+    FROM (SELECT k.status, k.available_at, k.claimed_at,
+                 -- as a claim looks at it: not while the saga is stopped
+                 k.status = 'ready' AND s.status IN ('running', 'compensating')
+                   AND s.backward = (k.phase = 'compensation') AS wanted
+          FROM coord_internal.task k LEFT JOIN coord_internal.saga s ON s.id = k.saga_id
+          WHERE k.queue = q.name) AS w) AS t;
 
 -- Queues that nobody claims from although he could.
 CREATE VIEW coord_internal.stuck_queue WITH (security_barrier) AS

@@ -660,6 +660,44 @@ want_workers_locked(DatabaseSlot *slot, int tasks, int woken)
 		SetLatch(&ProcGlobal->allProcs[coord_shared->launcher_procno].procLatch);
 }
 
+/*
+ * Is a worker awake that will get to a few entries soon?  Then it is not worth
+ * waking another: two would share what one can do in one transaction.  The lock
+ * is held.
+ */
+static bool
+is_attended_locked(const DatabaseSlot *slot)
+{
+	TimestampTz now;
+
+	if (slot->queued > COORD_ENOUGH_FOR_A_TURN)
+		return false;
+	now = GetCurrentTimestamp();
+	for (int i = 0; i < COORD_MAX_WORKERS; i++)
+	{
+		const WorkerSlot *worker = &coord_shared->workers[i];
+
+		if (worker->state == WORKER_RUNNING && worker->database == slot->database &&
+			(worker->current == 0 || now - worker->since < COORD_STALL_US / 10))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Entries wait and nobody was woken for them: perhaps all are in something long.
+ * The launcher will see.  The lock is held.
+ */
+static void
+tell_launcher_locked(DatabaseSlot *slot, TimestampTz now)
+{
+	if (now >= slot->told_at && now - slot->told_at <= COORD_STALL_US)
+		return;
+	slot->told_at = now;
+	if (coord_shared->launcher_pid != 0)
+		SetLatch(&ProcGlobal->allProcs[coord_shared->launcher_procno].procLatch);
+}
+
 static void
 ring(void)
 {
@@ -729,15 +767,11 @@ ring(void)
 		}
 		if (tasks > 0)
 			want_workers_locked(note_slot, tasks, wake_locked(MyDatabaseId, tasks));
+		else if (pushed > 0 && !look && is_attended_locked(note_slot))
+			tell_launcher_locked(note_slot, now);
 		else if ((pushed > 0 || look || sooner) && wake_locked(MyDatabaseId, 1) == 0 &&
-			pushed > 0 && (now < note_slot->told_at ||
-						   now - note_slot->told_at > COORD_STALL_US))
-		{
-			/* All busy: perhaps with something long.  The launcher will see. */
-			note_slot->told_at = now;
-			if (coord_shared->launcher_pid != 0)
-				SetLatch(&ProcGlobal->allProcs[coord_shared->launcher_procno].procLatch);
-		}
+			pushed > 0)
+			tell_launcher_locked(note_slot, now);
 	}
 	LWLockRelease(&coord_shared->lock);
 }

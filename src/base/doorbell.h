@@ -26,6 +26,9 @@
 /* A call that takes longer than this is not waited for by what is due. */
 #define COORD_STALL_US 50000
 
+/* Entries worth a commit of their own. */
+#define COORD_ENOUGH_FOR_A_TURN 16
+
 /* Something due: an instance to look at, or a task to carry out. */
 typedef struct QueueEntry
 {
@@ -74,6 +77,7 @@ typedef struct DatabaseSlot
 	TimestampTz mark_at;		/* the tables were read up to here */
 	int64		mark_id;
 	TimestampTz last_spawn;
+	bool		waited;			/* entries, when the launcher looked last */
 	TimestampTz told_at;		/* the launcher, that nobody was idle */
 	dsa_pointer queue;			/* QueueEntry[COORD_QUEUE_SIZE], a heap */
 	uint32		queued;

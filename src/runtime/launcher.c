@@ -429,6 +429,7 @@ look(void)
 		DatabaseSlot *slot = &coord_shared->databases[i];
 		TimestampTz now = GetCurrentTimestamp();
 		TimestampTz again = 0;
+		bool		wake = false;
 		int			workers;
 		int			wanted;
 		int			free_slot;
@@ -451,9 +452,16 @@ look(void)
 			if (is_stalled(slot, now))
 				wanted = workers + 1;
 			else
+			{
+				/* What waited the last time, too, is worth waking a sleeper. */
+				wake = slot->queued > 0 && slot->waited;
 				again = now + COORD_STALL_US;
+			}
+			slot->waited = slot->queued > 0;
 		}
 		LWLockRelease(&coord_shared->lock);
+		if (wake)
+			doorbell_wake_workers(slot->database, 1);
 
 		if (workers == 0 && slot->next_wake != 0 && wanted == 0)
 			again = slot->next_wake;

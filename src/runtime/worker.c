@@ -53,8 +53,7 @@
 /* Under load, drivers that LISTEN are woken at most this often. */
 #define NOTIFY_INTERVAL_US (100 * 1000)
 
-/* Sagas worth a commit, and how long to wait for them under load. */
-#define ENOUGH_FOR_A_TURN 16
+/* How long to wait, under load, for enough sagas for a turn. */
 #define LOADED_COUNT 1.25
 #define GATHER_MS 1
 
@@ -327,7 +326,7 @@ call_for_help(int turn_size)
 		workers += coord_shared->workers[i].state != WORKER_FREE &&
 			coord_shared->workers[i].state != WORKER_LEAVING &&
 			coord_shared->workers[i].database == MyDatabaseId;
-	if (my_database->queued > Max(4 * turn_size, ENOUGH_FOR_A_TURN) && workers < guc_max_workers &&
+	if (my_database->queued > Max(4 * turn_size, COORD_ENOUGH_FOR_A_TURN) && workers < guc_max_workers &&
 		my_database->wanted_workers <= workers)
 	{
 		my_database->wanted_workers = workers + 1;
@@ -353,7 +352,7 @@ gather_more(int last_count)
 	static double usual_count = 1;
 
 	usual_count += (last_count - usual_count) / 8;
-	if (usual_count < LOADED_COUNT || my_database->queued >= ENOUGH_FOR_A_TURN)
+	if (usual_count < LOADED_COUNT || my_database->queued >= COORD_ENOUGH_FOR_A_TURN)
 		return;
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 					 GATHER_MS, coord_wait_event(&wait_event, "CoordWorkerGather"));

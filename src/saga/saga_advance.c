@@ -277,7 +277,8 @@ prepare_undo(Saga *saga)
 	{
 		StepStatus	status = saga->steps[i].status;
 
-		if ((status == STEP_COMPLETED && saga_step_can_be_undone(&def->steps[i])) ||
+		if ((status == STEP_COMPLETED && saga_step_can_be_undone(&def->steps[i]) &&
+			 !(def->steps[i].for_each && saga->steps[i].items == 0)) ||
 			(status == STEP_FAILED && saga->steps[i].sequence > 0) ||
 			status == STEP_COMPENSATING || status == STEP_COMPENSATION_FAILED)
 			saga->undo[saga->nundo++] = i;
@@ -332,9 +333,21 @@ saga_undo(Saga *saga, const char *error)
  * from here on there is only forward.
  */
 static void
-pivot_won(Saga *saga)
+pivot_won(Turn *turn, Saga *saga)
 {
+	LogRow		row = {0};
 	bool		failed = false;
+
+	row.saga = saga->id;
+	row.name = saga->def->name;
+	row.owner = saga->owner;
+	row.at = clock_now();
+	row.event = "pivot_completed";
+	row.step = saga->def->steps[saga->def->pivot].name;
+	row.phase = -1;
+	row.role = saga->owner;
+	row.reason = "it was in somebody's hands when the saga turned back, which goes forward now";
+	saga_log(turn, &row);
 
 	saga->backward = false;
 	saga->cause = NULL;
@@ -464,7 +477,7 @@ saga_step_succeeded(Turn *turn, Saga *saga, int ordinal, Jsonb *result)
 	saga_set_step(saga, ordinal, STEP_EVENT_SUCCEED);
 	saga_step_finished(saga, ordinal);
 	if (saga->backward && saga->def->pivot == ordinal)
-		pivot_won(saga);
+		pivot_won(turn, saga);
 }
 
 /* A step that has begun is not wanted: its condition is false. */
@@ -831,7 +844,9 @@ saga_settle(Saga *saga)
 	bool		undone = false;
 
 	for (int i = 0; i < saga->def->nsteps; i++)
-		undone = undone || saga->steps[i].status == STEP_COMPENSATED;
+		undone = undone || saga->steps[i].status == STEP_COMPENSATED ||
+			(saga->steps[i].status == STEP_SKIPPED && saga->steps[i].items > 0 &&
+			 saga->steps[i].phase == PHASE_COMPENSATION && saga_any_item_undone(saga, i));
 	saga_set_status(saga, undone ? SAGA_EVENT_ALL_UNDONE : SAGA_EVENT_NOTHING_UNDONE);
 }
 

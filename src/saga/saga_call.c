@@ -210,6 +210,14 @@ find_function(Turn *turn, const Saga *saga, const char *name, char **reason)
 	return NULL;
 }
 
+/* A step's name as the log has it, of an item with its number. */
+char *
+saga_task_name(const SagaDef *def, int ordinal, int item)
+{
+	return item == NO_ITEM ? def->steps[ordinal].name :
+		psprintf("%s[%d]", def->steps[ordinal].name, item);
+}
+
 /*
  * What makes a call, or a task, the same at each attempt.  The number of an item
  * comes before the slash, so that no step's name can be mistaken for it.

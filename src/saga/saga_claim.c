@@ -234,7 +234,10 @@ claim_tasks(const Claim *claim, const QueueAccess *access, int limit, Claimed **
 	}
 	queue_reading_end(&reading, keys, count, count < limit);
 	if (count > 0)
+	{
 		queue_due_at_commit(claim->queue, due);
+		doorbell_task_due_at_commit(due);
+	}
 	DEBUG_POINT("task_claimed");
 	return count;
 }
@@ -300,7 +303,11 @@ look(Claim *claim, const QueueConfig *config, Claimed **claimed)
 
 	queue_access(config, &access);
 	if (queue_take_due(slot, GetUserId(), claim->now))
+	{
+		/* What it makes ready is available from its own now. */
 		task_sweep_queue(claim->queue);
+		claim->now = clock_now();
+	}
 	if (max_running > 0)
 	{
 		queue_lock(claim->queue, true);
@@ -350,7 +357,7 @@ claim_or_wait(Claim *claim, TimestampTz until, Claimed **claimed)
 			wake_at = Min(wake_at, now + claim->wait_us);
 		if (!running)
 			wake_at = Min(wake_at, now + HALTED_US);
-		queue_wait(slot, wake_at);
+		queue_wait(slot, wake_at, running && !config->paused);
 		AcceptInvalidationMessages();
 	}
 	if (waiting)

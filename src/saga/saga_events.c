@@ -224,13 +224,14 @@ load_items(MemoryContext context, Saga **sagas, int count)
 {
 	static Statement read = {
 		"SELECT u.saga_id, u.ordinal, u.phase, c.open, c.completed, c.failed, c.stopped,"
-		" e.error, e.sqlstate, e.error_detail, e.error_context"
+		" e.error, e.sqlstate, e.error_detail, e.error_context, c.cancelled"
 		" FROM unnest($1, $2, $3) AS u(saga_id, ordinal, phase)"
 		" CROSS JOIN LATERAL (SELECT"
 		"  (count(*) FILTER (WHERE status IN ('ready', 'held', 'running')))::int AS open,"
 		"  (count(*) FILTER (WHERE status IN ('completed', 'skipped')))::int AS completed,"
 		"  (count(*) FILTER (WHERE status = 'failed'))::int AS failed,"
 		"  (count(*) FILTER (WHERE status = 'stopped'))::int AS stopped,"
+		"  (count(*) FILTER (WHERE status = 'cancelled'))::int AS cancelled,"
 		"  min(item) FILTER (WHERE status IN ('failed', 'stopped')) AS first_failed"
 		"  FROM coord_internal.task t WHERE (t.saga_id, t.ordinal, t.phase) ="
 		"  (u.saga_id, u.ordinal, u.phase)) AS c"
@@ -261,6 +262,7 @@ load_items(MemoryContext context, Saga **sagas, int count)
 		event.sqlstate = query_text(context, i, 9);
 		event.detail = query_text(context, i, 10);
 		event.context = query_text(context, i, 11);
+		event.cancelled = get_int4(i, 12);
 		add_task_event(context, sagas, count, get_int8(i, 1), &event);
 
 		/* To count is not free: not for each item that is finished. */
@@ -440,44 +442,43 @@ empty_inbox(Saga **sagas, int count)
 
 /*
  * Read what has happened to claimed sagas; to be done after operators' requests
- * were applied and before they are advanced.  One that an operator stopped is
- * left as it is, with its inbox, except that its parent's word counts.
+ * were applied and before they are advanced.  The inbox is only a bell: to one
+ * that an operator stopped nothing happens but its parent's word, and when he lets
+ * it go on it has a turn, which reads everything.
  */
 void
 saga_load_events(Turn *turn, Saga **sagas, int count)
 {
 	MemoryContext old = MemoryContextSwitchTo(turn->context);
+	Saga	  **some = palloc(sizeof(Saga *) * Max(count, 1));
 	Saga	  **active = palloc(sizeof(Saga *) * Max(count, 1));
+	int			nsome = 0;
 	int			nactive = 0;
+	bool		parents = false;
 
 	for (int i = 0; i < count; i++)
 	{
 		if (!has_events(sagas[i]))
 			continue;
 		sagas[i]->events = palloc0(sizeof(SagaEvents));
-		if (sagas[i]->status == SAGA_RUNNING || sagas[i]->status == SAGA_COMPENSATING ||
-			sagas[i]->status == SAGA_COMPLETED)
+		some[nsome++] = sagas[i];
+		parents = parents || sagas[i]->parent != 0;
+		if (sagas[i]->status == SAGA_RUNNING || sagas[i]->status == SAGA_COMPENSATING)
 			active[nactive++] = sagas[i];
 	}
+	if (nsome > 0)
+		empty_inbox(some, nsome);
 	if (nactive > 0)
 	{
-		empty_inbox(active, nactive);
 		load_single_tasks(turn->context, active, nactive);
 		load_items(turn->context, active, nactive);
 		load_signals(turn->context, active, nactive);
 		load_children(turn->context, active, nactive);
 	}
-	nactive = 0;
-	for (int i = 0; i < count; i++)
-	{
-		if (sagas[i]->parent != 0)
-			active[nactive++] = sagas[i];
-	}
-	if (nactive > 0)
-		load_parents(turn->context, active, nactive);
+	if (parents)
+		load_parents(turn->context, some, nsome);
 	MemoryContextSwitchTo(old);
 }
-
 
 /* ----------------------------------------------------------------
  *		The end
@@ -503,7 +504,6 @@ saga_forget_waits(Turn *turn, Saga **sagas, int count)
 	static Statement forget_signals = {
 		"DELETE FROM coord_internal.saga_signal WHERE saga_id = ANY ($1)", 1, {INT8ARRAYOID}
 	};
-	Saga	  **some = palloc(sizeof(Saga *) * Max(count, 1));
 	int64	   *ids = palloc(sizeof(int64) * Max(count, 1));
 	bool		signals = false;
 	int			n = 0;
@@ -515,8 +515,9 @@ saga_forget_waits(Turn *turn, Saga **sagas, int count)
 		if (!has_events(sagas[i]))
 			continue;
 		signals = signals || sagas[i]->def->signals;
-		some[n] = sagas[i];
 		ids[n++] = sagas[i]->id;
+		if (sagas[i]->events == NULL)
+			empty_inbox(&sagas[i], 1);	/* by a verb, without a turn */
 		for (int j = 0; j < sagas[i]->def->nsteps; j++)
 		{
 			if (sagas[i]->steps[j].child != 0)
@@ -525,7 +526,6 @@ saga_forget_waits(Turn *turn, Saga **sagas, int count)
 	}
 	if (n == 0)
 		return;
-	empty_inbox(some, n);
 	query_begin(&scope);
 	values[0] = int8_array(ids, n);
 	values[1] = TimestampTzGetDatum(clock_now());

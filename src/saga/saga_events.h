@@ -34,6 +34,7 @@ typedef struct TaskEvent
 	int			completed;
 	int			failed;
 	int			stopped;
+	int			cancelled;
 	/* Of the task that failed, or the first item that did. */
 	char	   *error;
 	char	   *sqlstate;

@@ -430,6 +430,42 @@ hand_out_items_again(Turn *turn, Saga *saga, int ordinal, Phase phase)
 	return rows > 0;
 }
 
+/*
+ * Tasks of a step that wait for their next attempt may be begun now.  Returns
+ * whether there were any.
+ */
+bool
+saga_hurry_tasks(const Saga *saga, int ordinal, Phase phase)
+{
+	static Statement update = {
+		"UPDATE coord_internal.task SET available_at = $4 WHERE saga_id = $1 AND ordinal = $2"
+		" AND phase = $3 AND status = 'ready' AND available_at > $4 RETURNING id, position",
+		4, {INT8OID, INT4OID, TEXTOID, TIMESTAMPTZOID}
+	};
+	const StepDef *step = &saga->def->steps[ordinal];
+	TimestampTz now = clock_now();
+	QueryScope	scope;
+	Datum		values[4];
+	uint64		rows;
+
+	if (!step_is_tasks(step))
+		return false;
+	query_begin(&scope);
+	values[0] = Int64GetDatum(saga->id);
+	values[1] = Int32GetDatum(ordinal);
+	values[2] = CStringGetTextDatum(saga_phase_name(phase));
+	values[3] = TimestampTzGetDatum(now);
+	rows = query_run(&update, values, NULL, 0);
+	for (uint64 i = 0; i < rows; i++)
+	{
+		int64		id = get_int8(i, 1);
+
+		announce(saga->priority, saga->owner, queue_name(step), get_int8(i, 2), &id, 1, now);
+	}
+	query_end(&scope);
+	return rows > 0;
+}
+
 /* The compensations of a step's items; returns how many there are. */
 static int
 hand_out_undoing_items(Turn *turn, Saga *saga, int ordinal)
@@ -576,10 +612,7 @@ saga_signal_came(Turn *turn, Saga *saga, int ordinal, const Signal *signal)
 	if (reason == NULL)
 		saga_step_succeeded(turn, saga, ordinal, signal->payload);
 	else
-	{
-		saga->steps[ordinal].attempt = 1;
 		saga_step_failed(turn, saga, ordinal, reason, "P0001", NULL, NULL);
-	}
 }
 
 /*
@@ -598,12 +631,9 @@ saga_hand_out(Turn *turn, Saga *saga, int ordinal)
 	bool		again = state->items > 0;
 
 	/* A single local step looks at its condition when it is called. */
+	state->attempt++;
 	if (!again && (step->kind != STEP_LOCAL || step->for_each != NULL))
-	{
-		state->attempt++;		/* as its document shall say */
 		error = prepare_guarded(turn, saga, ordinal, &preparation);
-		state->attempt--;
-	}
 	else
 		preparation.wanted = true;
 
@@ -616,7 +646,6 @@ saga_hand_out(Turn *turn, Saga *saga, int ordinal)
 	saga_set_step(saga, ordinal, STEP_EVENT_START);
 	if (error != NULL)
 	{
-		state->attempt++;
 		saga_attempt_failed(turn, saga, ordinal, error);
 		return;
 	}
@@ -638,7 +667,6 @@ saga_hand_out(Turn *turn, Saga *saga, int ordinal)
 				(void) hand_out_items_again(turn, saga, ordinal, PHASE_ACTION);
 			else if (JB_ROOT_COUNT(preparation.items) == 0)
 			{
-				state->attempt = 1;
 				saga_step_succeeded(turn, saga, ordinal, preparation.items);
 				return;
 			}
@@ -659,7 +687,6 @@ saga_hand_out(Turn *turn, Saga *saga, int ordinal)
 			state->next_attempt_at = now + step->wait_us;
 			break;
 		case STEP_SAGA:
-			state->attempt++;
 			state->child = preparation.child;
 			break;
 	}

@@ -277,8 +277,8 @@ refuse(int64 id, Refusal refusal)
 	if (refusal == REFUSAL_CANCELLED)
 		ereport(ERROR,
 				(errcode(ERRCODE_COORD_CANCELLED),
-				 errmsg("task " INT64_FORMAT " was cancelled with its saga", id),
-				 errdetail("What the worker did for it is not recorded; if it was claimed, its compensation is offered."),
+				 errmsg("task " INT64_FORMAT " was withdrawn", id),
+				 errdetail("Its saga turned back or was given up, or an operator skipped the step. What the worker did for it is not recorded."),
 				 errhint("Stop working on it.")));
 	if (refusal == REFUSAL_LOST)
 		ereport(ERROR,
@@ -726,7 +726,7 @@ log_revoke(const Lease *lease, char *reason)
 	row.owner = lease->owner;
 	row.at = clock_now();
 	row.event = "revoked";
-	row.step = lease_step(lease)->name;
+	row.step = saga_task_name(lease->def, lease->ordinal, lease->item);
 	row.phase = lease->phase;
 	row.attempt = lease->attempt;
 	row.role = GetUserId();

@@ -288,10 +288,10 @@ queue_prepare_to_wait(QueueSlot *slot)
 
 /*
  * Sleep until "until", or until it is worth looking again: tasks have become
- * ready, something is due, or for a while nobody has looked.
+ * ready, for a while nobody has looked or, if "due", something is due.
  */
 void
-queue_wait(QueueSlot *slot, TimestampTz until)
+queue_wait(QueueSlot *slot, TimestampTz until, bool due)
 {
 	static uint32 wait_event = 0;
 	TimestampTz now = GetCurrentTimestamp();
@@ -309,7 +309,7 @@ queue_wait(QueueSlot *slot, TimestampTz until)
 		}
 		else
 			slot->mixed_at = now;
-		if (!clock_is_set())
+		if (due && !clock_is_set())
 			until = Min(until, Max(slot->next_due, queue_next_sweep(slot, now, true)));
 		LWLockRelease(&slot->lock);
 	}

@@ -80,7 +80,7 @@ extern QueueKey queue_highest_claimed(QueueSlot *slot);
 extern void queue_set_highest_claimed(QueueSlot *slot, const QueueKey *key);
 
 extern void queue_prepare_to_wait(QueueSlot *slot);
-extern void queue_wait(QueueSlot *slot, TimestampTz until);
+extern void queue_wait(QueueSlot *slot, TimestampTz until, bool due);
 extern void queue_end_wait(QueueSlot *slot);
 
 /* saga_queue_config.c */

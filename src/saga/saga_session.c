@@ -38,9 +38,9 @@
 #include "saga/saga_queue.h"
 #include "saga/saga_task.h"
 
-/* Due sagas looked up at a time; tasks that saga_run() takes at a time. */
+/* What is due, looked up at a time; the same for saga_run(). */
 #define FETCH 1000
-#define RUN_TASKS 100
+#define RUN_AT_A_TIME 100
 
 /* How far ahead a session that runs a saga keeps the workers away from it. */
 #define HOLD_US (30 * USECS_PER_SEC)
@@ -116,8 +116,7 @@ fetch_due(int64 *ids)
 		"SELECT id FROM (SELECT id, owner, home, priority, wake_at FROM coord_internal.saga"
 		"  WHERE wake_at <= $1"
 		"  UNION SELECT s.id, owner, home, priority, wake_at FROM coord_internal.saga_inbox i"
-		"  JOIN coord_internal.saga s ON s.id = i.saga_id"
-		"  WHERE s.status IN ('running', 'compensating', 'completed') OR s.parent_id IS NOT NULL) AS s"
+		"  JOIN coord_internal.saga s ON s.id = i.saga_id) AS s"
 		" WHERE (SELECT coord_internal.home()) = home"
 		" AND pg_has_role($2, owner, 'MEMBER')"
 		" ORDER BY priority DESC, wake_at, id LIMIT $3",
@@ -140,6 +139,44 @@ fetch_due(int64 *ids)
 	return (int) rows;
 }
 
+/* A saga $4 and the sagas that are its steps, and theirs. */
+#define FAMILY \
+	"WITH RECURSIVE family AS (SELECT $4::bigint AS id UNION ALL" \
+	" SELECT c.id FROM family f JOIN coord_internal.saga c ON c.parent_id = f.id)" \
+	" SELECT id FROM family"
+
+/*
+ * Of a saga and the sagas that are its steps those that are due; itself only when
+ * it has something in its inbox.
+ */
+static int
+fetch_family(int64 id, int64 *ids, int max)
+{
+	static Statement fetch = {
+		"SELECT s.id FROM coord_internal.saga s WHERE s.id IN (" FAMILY ")"
+		" AND (s.id <> $4 AND s.wake_at <= $1 OR EXISTS"
+		"  (SELECT FROM coord_internal.saga_inbox i WHERE i.saga_id = s.id))"
+		" AND (SELECT coord_internal.home()) = s.home AND pg_has_role($2, s.owner, 'MEMBER')"
+		" LIMIT $3",
+		4, {TIMESTAMPTZOID, OIDOID, INT4OID, INT8OID}
+	};
+	QueryScope	scope;
+	Datum		values[4];
+	uint64		rows;
+	bool		isnull;
+
+	query_begin(&scope);
+	values[0] = TimestampTzGetDatum(clock_now());
+	values[1] = ObjectIdGetDatum(GetUserId());
+	values[2] = Int32GetDatum(max);
+	values[3] = Int64GetDatum(id);
+	rows = query_run_latest(&fetch, values, NULL, 0);
+	for (uint64 i = 0; i < rows; i++)
+		ids[i] = DatumGetInt64(query_value(i, 1, &isnull));
+	query_end(&scope);
+	return (int) rows;
+}
+
 /*
  * Tasks of coord's own workers that may be begun and are the caller's roles'; of
  * saga "saga" alone unless it is 0.
@@ -152,7 +189,7 @@ fetch_tasks(int64 saga, int64 *ids, int max)
 		" WHERE t.queue = '' AND t.status = 'ready' AND t.available_at <= $1"
 		" AND (SELECT coord_internal.home()) = s.home AND pg_has_role($2, t.owner, 'MEMBER')"
 		" AND s.status IN ('running', 'compensating')"
-		" AND s.backward = (t.phase = 'compensation') AND ($4 = 0 OR t.saga_id = $4)"
+		" AND s.backward = (t.phase = 'compensation') AND ($4 = 0 OR t.saga_id IN (" FAMILY "))"
 		" ORDER BY t.rank, t.position, t.id LIMIT $3",
 		4, {TIMESTAMPTZOID, OIDOID, INT4OID, INT8OID}
 	};
@@ -172,6 +209,40 @@ fetch_tasks(int64 saga, int64 *ids, int max)
 		ids[i] = DatumGetInt64(query_value(i, 1, &isnull));
 	query_end(&scope);
 	return (int) rows;
+}
+
+/*
+ * Advance those of these sagas that are due, each in a transaction of its own, at
+ * most "max".  Returns how many.
+ */
+static int
+advance_due(const int64 *ids, int count, int max)
+{
+	int			turns = 0;
+
+	for (int i = 0; i < count && turns < max; i++)
+	{
+		Turn		turn;
+		Saga	  **sagas;
+		int			loaded;
+
+		if (!begin_turn(&turn))
+			break;
+		sagas = saga_load(&turn, &ids[i], 1, clock_now(), &loaded);
+		if (loaded == 1)
+		{
+			saga_take_in_hand(&turn, &ids[i], 1);
+			saga_apply_requests_to(&turn, sagas, 1);
+			saga_load_events(&turn, sagas, 1);
+			access_note_role(sagas[0]->owner);
+			saga_advance(&turn, sagas[0]);
+			saga_leave_user(&turn);
+			saga_flush(&turn, sagas, 1);
+			turns++;
+		}
+		commit();
+	}
+	return turns;
 }
 
 /*
@@ -234,7 +305,6 @@ coord_run_pending(PG_FUNCTION_ARGS)
 	while (progress && turns < max_turns)
 	{
 		Turn		turn;
-
 		int			done;
 
 		progress = false;
@@ -243,27 +313,11 @@ coord_run_pending(PG_FUNCTION_ARGS)
 		(void) task_sweep();
 		count = fetch_due(ids);
 		commit();
-		for (int i = 0; i < count && turns < max_turns; i++)
+		done = advance_due(ids, count, max_turns - turns);
+		if (done > 0)
 		{
-			Saga	  **sagas;
-			int			loaded;
-
-			if (!begin_turn(&turn))
-				break;
-			sagas = saga_load(&turn, &ids[i], 1, clock_now(), &loaded);
-			if (loaded == 1)
-			{
-				saga_take_in_hand(&turn, &ids[i], 1);
-				saga_apply_requests_to(&turn, sagas, 1);
-				saga_load_events(&turn, sagas, 1);
-				access_note_role(sagas[0]->owner);
-				saga_advance(&turn, sagas[0]);
-				saga_leave_user(&turn);
-				saga_flush(&turn, sagas, 1);
-				turns++;
-				progress = true;
-			}
-			commit();
+			turns += done;
+			progress = true;
 		}
 		count = fetch_tasks(0, ids, FETCH);
 		commit();
@@ -416,16 +470,20 @@ coord_saga_run(PG_FUNCTION_ARGS)
 
 	for (;;)
 	{
-		int64		tasks[RUN_TASKS];
+		int64		ids[RUN_AT_A_TIME];
 		int			count;
 
 		wake_at = run_turn(id);
 		commit();
 		if (wake_at == 0)
 			break;
-		count = fetch_tasks(id, tasks, RUN_TASKS);
+		count = fetch_tasks(id, ids, RUN_AT_A_TIME);
 		commit();
-		if (carry_out(tasks, count, count) > 0)
+		if (carry_out(ids, count, count) > 0)
+			continue;
+		count = fetch_family(id, ids, RUN_AT_A_TIME);
+		commit();
+		if (advance_due(ids, count, count) > 0)
 			continue;
 		if (clock_is_set() && wake_at > clock_now())
 			break;				/* a pinned clock never gets there */
@@ -482,7 +540,7 @@ await_queue(const char *queue, TimestampTz end)
 		commit_without_snapshot();
 		if (wait_us > 0 && !clock_is_set())
 			until = Min(until, GetCurrentTimestamp() + wait_us);
-		queue_wait(slot, until);
+		queue_wait(slot, until, wait_us < USECS_PER_SEC);
 		EnsurePortalSnapshotExists();
 	}
 	queue_end_wait(slot);

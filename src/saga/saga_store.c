@@ -205,9 +205,12 @@ compare_rank(const void *a, const void *b)
 	return compare_id(a, b);
 }
 
-/* Read the step rows of those sagas that have some; "sagas" is in id order. */
+/*
+ * Read the step rows of those sagas that have some, or (results) of which a step
+ * is completed; "sagas" is in id order.
+ */
 static void
-load_steps(Turn *turn, Saga **sagas, int count)
+load_steps(Turn *turn, Saga **sagas, int count, bool results)
 {
 	static Statement read = {
 		"SELECT saga_id, ordinal, status, phase, attempt, sequence, result,"
@@ -224,7 +227,7 @@ load_steps(Turn *turn, Saga **sagas, int count)
 
 	for (int i = 0; i < count; i++)
 	{
-		if (sagas[i]->has_steps)
+		if (sagas[i]->has_steps && (!results || sagas[i]->next_sequence > 1))
 			ids[nids++] = Int64GetDatum(sagas[i]->id);
 	}
 	if (nids == 0)
@@ -312,7 +315,6 @@ load(Turn *turn, Statement *statement, const int64 *ids, int count, TimestampTz 
 		sagas[i]->steps = palloc0(sizeof(StepState) * sagas[i]->def->nsteps);
 	}
 	qsort(sagas, rows, sizeof(Saga *), compare_id);
-	load_steps(turn, sagas, rows);
 	*nloaded = (int) rows;
 	return sagas;
 }
@@ -341,6 +343,7 @@ saga_load(Turn *turn, const int64 *ids, int count, TimestampTz due, int *nloaded
 	Saga	  **sagas = load(turn, due != 0 ? &claim_due : &claim_any, ids, count, due,
 							 nloaded);
 
+	load_steps(turn, sagas, *nloaded, false);
 	/*
 	 * A worker that comes by while they are locked here passes over them; it is
 	 * told again when this transaction ends, whichever way.
@@ -403,6 +406,7 @@ read_sagas(Turn *turn, const int64 *ids, int count, int *nread)
 	MemoryContext old = MemoryContextSwitchTo(turn->context);
 	Saga	  **sagas = load(turn, &read, ids, count, 0, nread);
 
+	load_steps(turn, sagas, *nread, true);
 	for (int i = 0; i < *nread; i++)
 		saga_prepare_results(sagas[i]);
 	MemoryContextSwitchTo(old);

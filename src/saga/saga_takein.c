@@ -123,17 +123,15 @@ collect_results(Turn *turn, const Saga *saga, int ordinal)
 
 /*
  * Take back those tasks of a step that nobody has begun with.  Returns how many;
- * "claimed" says whether one of them was in somebody's hands before, "left"
- * whether one could not be had because somebody is just looking at it.
+ * "left" says whether one could not be had because somebody is just looking at it.
  */
 static int
-cancel_tasks(Saga *saga, int ordinal, Phase phase, bool *claimed, bool *left)
+cancel_tasks(Saga *saga, int ordinal, Phase phase, bool *left)
 {
 	static Statement cancel = {
 		"UPDATE coord_internal.task SET status = 'cancelled', finished_at = $4"
 		" WHERE id IN (SELECT id FROM coord_internal.task WHERE saga_id = $1 AND ordinal = $2"
-		"  AND phase = $3 AND status IN ('ready', 'held') FOR UPDATE SKIP LOCKED)"
-		" RETURNING claims > 0",
+		"  AND phase = $3 AND status IN ('ready', 'held') FOR UPDATE SKIP LOCKED)",
 		4, {INT8OID, INT4OID, TEXTOID, TIMESTAMPTZOID}
 	};
 	static Statement look = {
@@ -144,74 +142,21 @@ cancel_tasks(Saga *saga, int ordinal, Phase phase, bool *claimed, bool *left)
 	QueryScope	scope;
 	Datum		values[4];
 	uint64		rows;
-	bool		isnull;
 
-	*claimed = false;
 	query_begin(&scope);
 	values[0] = Int64GetDatum(saga->id);
 	values[1] = Int32GetDatum(ordinal);
 	values[2] = CStringGetTextDatum(saga_phase_name(phase));
 	values[3] = TimestampTzGetDatum(clock_now());
 	rows = query_run(&cancel, values, NULL, 0);
-	for (uint64 i = 0; i < rows; i++)
-		*claimed = *claimed || DatumGetBool(query_value(i, 1, &isnull));
 	*left = query_run(&look, values, NULL, 1) > 0;
 	query_end(&scope);
 	return (int) rows;
 }
 
-static void
-take_in_items(Turn *turn, Saga *saga, TaskEvent *event)
-{
-	const StepDef *step = &saga->def->steps[event->ordinal];
-	StepState  *state = &saga->steps[event->ordinal];
-	bool		action = event->phase == PHASE_ACTION;
-	bool		too_many = event->failed > (action ? step->max_failed_items : 0);
-
-	if (event->stopped > 0)
-	{
-		saga_end_waiting(saga, event->ordinal);
-		take_in_stopped(saga, event->ordinal, event->phase, event->error);
-		return;
-	}
-	if (too_many && action && event->open > 0)
-	{
-		bool		claimed;
-		bool		left;
-
-		event->open -= cancel_tasks(saga, event->ordinal, event->phase, &claimed, &left);
-		if (left)
-			saga->look_again_at = clock_now() + WITHDRAW_AGAIN_US;
-	}
-	if (event->open > 0)
-	{
-		/* Should items be held back for no reason, they go now. */
-		if (step->max_parallel > 0 && !too_many)
-			saga_fill_items(turn, saga, event->ordinal, event->phase);
-		return;
-	}
-
-	saga_end_waiting(saga, event->ordinal);
-	state->attempt = Max(state->attempt, 1);
-	if (too_many)
-	{
-		char	   *error = psprintf("%d of %d items failed, the first with: %s", event->failed,
-									 state->items, event->error ? event->error : "");
-
-		state->any_completed = event->completed > 0;
-		saga_step_failed(turn, saga, event->ordinal, error, event->sqlstate,
-						 event->detail, event->context);
-	}
-	else if (action)
-		saga_step_succeeded(turn, saga, event->ordinal,
-							collect_results(turn, saga, event->ordinal));
-	else
-		saga_step_succeeded(turn, saga, event->ordinal, NULL);
-}
-
 /* As many items in hand as there may be; see saga_let_items_go(). */
-void
-saga_fill_items(Turn *turn, const Saga *saga, int ordinal, Phase phase)
+static void
+fill_items(const Saga *saga, int ordinal, Phase phase)
 {
 	static Statement read = {
 		"SELECT (count(*) FILTER (WHERE status IN ('ready', 'running')))::int,"
@@ -235,6 +180,84 @@ saga_fill_items(Turn *turn, const Saga *saga, int ordinal, Phase phase)
 	if (held > 0 && in_hand < saga->def->steps[ordinal].max_parallel)
 		saga_let_items_go(saga->id, saga->def, saga->priority, saga->owner, ordinal, phase, -1,
 						  saga->def->steps[ordinal].max_parallel - in_hand);
+}
+
+/*
+ * A step that the saga, which turned back, waits for no longer and which is not
+ * completed.  What may have had an effect has failed, and its compensation is
+ * due; a queue's worker is told in any case, he may have heard of it.
+ */
+static void
+give_up(Saga *saga, int ordinal)
+{
+	const StepDef *step = &saga->def->steps[ordinal];
+	StepState  *state = &saga->steps[ordinal];
+	bool		told = step->kind == STEP_QUEUE && step->compensation != NULL;
+
+	state->finished_at = clock_now();
+	if (!told && !state->any_completed)
+	{
+		saga_set_step(saga, ordinal, STEP_EVENT_WITHDRAW);
+		return;
+	}
+	state->error = pstrdup("the saga turned back");
+	saga_set_step(saga, ordinal, STEP_EVENT_EXHAUST);
+	if (step->compensation != NULL)
+		state->sequence = saga->next_sequence++;
+}
+
+static void
+take_in_items(Turn *turn, Saga *saga, TaskEvent *event)
+{
+	const StepDef *step = &saga->def->steps[event->ordinal];
+	StepState  *state = &saga->steps[event->ordinal];
+	bool		action = event->phase == PHASE_ACTION;
+	bool		too_many = event->failed > (action ? step->max_failed_items : 0);
+
+	if (event->stopped > 0)
+	{
+		saga_end_waiting(saga, event->ordinal);
+		take_in_stopped(saga, event->ordinal, event->phase, event->error);
+		return;
+	}
+	if (too_many && action && event->open > 0)
+	{
+		bool		left;
+
+		event->open -= cancel_tasks(saga, event->ordinal, event->phase, &left);
+		if (left)
+			saga->look_again_at = clock_now() + WITHDRAW_AGAIN_US;
+	}
+	if (event->open > 0)
+	{
+		/* Should items be held back for no reason, they go now. */
+		if (step->max_parallel > 0 && !too_many)
+			fill_items(saga, event->ordinal, event->phase);
+		return;
+	}
+
+	saga_end_waiting(saga, event->ordinal);
+	state->attempt = Max(state->attempt, 1);
+	if (action && saga->backward && event->cancelled > 0)
+	{
+		/* The rest was withdrawn, so it is not what it was to be. */
+		state->any_completed = event->completed > 0;
+		give_up(saga, event->ordinal);
+	}
+	else if (too_many)
+	{
+		char	   *error = psprintf("%d of %d items failed, the first with: %s", event->failed,
+									 state->items, event->error ? event->error : "");
+
+		state->any_completed = event->completed > 0;
+		saga_step_failed(turn, saga, event->ordinal, error, event->sqlstate,
+						 event->detail, event->context);
+	}
+	else if (action)
+		saga_step_succeeded(turn, saga, event->ordinal,
+							collect_results(turn, saga, event->ordinal));
+	else
+		saga_step_succeeded(turn, saga, event->ordinal, NULL);
 }
 
 static ChildEvent *
@@ -310,7 +333,6 @@ take_in_time(Turn *turn, Saga *saga, int ordinal)
 	if (signal == NULL && !late)
 		return;
 	saga_end_waiting(saga, ordinal);
-	state->attempt = 1;
 	if (signal != NULL)
 		saga_signal_came(turn, saga, ordinal, signal);
 	else if (step->kind == STEP_SLEEP || step->continue_on_timeout)
@@ -352,63 +374,9 @@ obey_parent(Turn *turn, Saga *saga)
 								saga->parent));
 }
 
-/*
- * Take back what a saga that has turned back does not want any more: what nobody
- * has begun with.  What is in somebody's hands is waited for.
- */
-static void
-withdraw(Turn *turn, Saga *saga, int ordinal)
-{
-	const StepDef *step = &saga->def->steps[ordinal];
-	StepState  *state = &saga->steps[ordinal];
-	bool		claimed = false;
-	bool		left = false;
-
-	if (step->kind == STEP_SAGA)
-	{
-		saga_tell(&state->child, &saga->priority, &saga->owner, 1);
-		return;
-	}
-	if (step_is_tasks(step))
-	{
-		int			cancelled = cancel_tasks(saga, ordinal, PHASE_ACTION, &claimed, &left);
-		bool		open = left;
-
-		if (step->for_each != NULL && !left)
-		{
-			saga_count_items(turn, saga, ordinal, &open, &state->any_completed);
-			claimed = claimed || state->any_completed;
-		}
-		else if (cancelled == 0)
-			open = true;
-		if (left)
-			saga->look_again_at = clock_now() + WITHDRAW_AGAIN_US;
-		if (open)
-			return;
-	}
-
-	saga_end_waiting(saga, ordinal);
-	state->finished_at = clock_now();
-	if (step->kind == STEP_QUEUE && step->compensation != NULL)
-	{
-		/* Its worker is told, in case he has heard of it. */
-		state->error = pstrdup("the saga turned back");
-		saga_set_step(saga, ordinal, STEP_EVENT_EXHAUST);
-		state->sequence = saga->next_sequence++;
-	}
-	else if (state->any_completed)
-	{
-		state->error = pstrdup("the saga turned back");
-		saga_set_step(saga, ordinal, STEP_EVENT_EXHAUST);
-		state->sequence = saga->next_sequence++;
-	}
-	else
-		saga_set_step(saga, ordinal, STEP_EVENT_WITHDRAW);
-}
-
 /* Is any of a step's items open, is any completed? */
-void
-saga_count_items(Turn *turn, const Saga *saga, int ordinal, bool *open, bool *completed)
+static void
+count_items(const Saga *saga, int ordinal, bool *open, bool *completed)
 {
 	static Statement read = {
 		"SELECT coalesce(bool_or(status IN ('ready', 'held', 'running')), false),"
@@ -427,6 +395,62 @@ saga_count_items(Turn *turn, const Saga *saga, int ordinal, bool *open, bool *co
 	*open = DatumGetBool(query_value(0, 1, &isnull));
 	*completed = DatumGetBool(query_value(0, 2, &isnull));
 	query_end(&scope);
+}
+
+/*
+ * Take back what a saga that has turned back does not want any more: what nobody
+ * has begun with.  What is in somebody's hands is waited for.
+ */
+static void
+withdraw(Turn *turn, Saga *saga, int ordinal)
+{
+	const StepDef *step = &saga->def->steps[ordinal];
+	StepState  *state = &saga->steps[ordinal];
+	bool		left = false;
+
+	if (step->kind == STEP_SAGA)
+	{
+		saga_tell(&state->child, &saga->priority, &saga->owner, 1);
+		return;
+	}
+	if (step_is_tasks(step))
+	{
+		int			cancelled = cancel_tasks(saga, ordinal, PHASE_ACTION, &left);
+		bool		open = left;
+
+		if (step->for_each != NULL && !left)
+			count_items(saga, ordinal, &open, &state->any_completed);
+		else if (cancelled == 0)
+			open = true;
+		if (left)
+			saga->look_again_at = clock_now() + WITHDRAW_AGAIN_US;
+		if (open)
+			return;
+	}
+
+	saga_end_waiting(saga, ordinal);
+	give_up(saga, ordinal);
+}
+
+/* Is any item of a step compensated, whose other compensations were skipped? */
+bool
+saga_any_item_undone(const Saga *saga, int ordinal)
+{
+	static Statement read = {
+		"SELECT FROM coord_internal.task WHERE saga_id = $1 AND ordinal = $2"
+		" AND phase = 'compensation' AND status = 'completed'",
+		2, {INT8OID, INT4OID}
+	};
+	QueryScope	scope;
+	Datum		values[2];
+	bool		found;
+
+	query_begin(&scope);
+	values[0] = Int64GetDatum(saga->id);
+	values[1] = Int32GetDatum(ordinal);
+	found = query_run(&read, values, NULL, 1) > 0;
+	query_end(&scope);
+	return found;
 }
 
 /* An operator skips a step that waits. */

@@ -48,6 +48,7 @@ extern Saga *saga_find_read(Saga **sagas, int count, int64 id);
 
 /* saga_call.c */
 extern Jsonb *saga_document(const Saga *saga, int ordinal, Phase phase, const Task *task);
+extern char *saga_task_name(const SagaDef *def, int ordinal, int item);
 extern void saga_idempotency_key(char *key, size_t size, const Saga *saga, int ordinal,
 								 Phase phase, const Task *task);
 
@@ -56,6 +57,7 @@ extern void saga_load_events(Turn *turn, Saga **sagas, int count);
 extern void saga_take_in(Turn *turn, Saga *saga);
 extern void saga_hand_out(Turn *turn, Saga *saga, int ordinal);
 extern void saga_hand_out_undoing(Turn *turn, Saga *saga, int ordinal);
+extern bool saga_hurry_tasks(const Saga *saga, int ordinal, Phase phase);
 extern bool saga_withdraw(Turn *turn, Saga *saga);
 extern bool saga_withdraw_step(Turn *turn, Saga *saga, int ordinal);
 extern void saga_skip_waiting(Saga *saga, int ordinal, Phase phase);
@@ -66,8 +68,7 @@ extern void saga_tell_parents(Saga **sagas, int count);
 extern void saga_forget_gone_tasks(void);
 extern void saga_let_items_go(int64 saga, const SagaDef *def, int priority, Oid owner,
 							  int ordinal, Phase phase, int item, int finished);
-extern void saga_fill_items(Turn *turn, const Saga *saga, int ordinal, Phase phase);
-extern void saga_count_items(Turn *turn, const Saga *saga, int ordinal, bool *open, bool *completed);
+extern bool saga_any_item_undone(const Saga *saga, int ordinal);
 extern bool saga_condition_holds(JsonPath *path, Jsonb *document);
 extern void saga_tell(const int64 *ids, const int *priorities, const Oid *owners, int count);
 

@@ -93,7 +93,7 @@ log_failures(const Failure *failures, int count)
 		row.owner = lease->owner;
 		row.at = clock_now();
 		row.event = "attempt_failed";
-		row.step = lease_step(lease)->name;
+		row.step = saga_task_name(lease->def, lease->ordinal, lease->item);
 		row.phase = lease->phase;
 		row.attempt = lease->attempt;
 		row.role = lease->owner;

@@ -158,8 +158,7 @@ is_wanted(const Work *work)
 
 	if (saga == NULL || (saga->status != SAGA_RUNNING && saga->status != SAGA_COMPENSATING))
 		return false;
-	return saga->backward == (work->task.phase == PHASE_COMPENSATION) &&
-		saga->steps[work->task.ordinal].waiting;
+	return saga->backward == (work->task.phase == PHASE_COMPENSATION);
 }
 
 static void
@@ -173,8 +172,7 @@ log_failure(Turn *turn, const Work *work)
 	row.owner = saga->owner;
 	row.at = clock_now();
 	row.event = "attempt_failed";
-	row.step = work->task.item == NO_ITEM ? saga->def->steps[work->task.ordinal].name :
-		psprintf("%s[%d]", saga->def->steps[work->task.ordinal].name, work->task.item);
+	row.step = saga_task_name(saga->def, work->task.ordinal, work->task.item);
 	row.phase = work->task.phase;
 	row.attempt = work->task.attempt;
 	row.role = saga->owner;

@@ -214,6 +214,13 @@ do_retry(Saga *saga, const Request *request, Refusal *refusal)
 		revive(saga, i);
 		revived++;
 	}
+	for (int i = 0; i < saga->def->nsteps && saga->def->waits; i++)
+	{
+		if (saga->steps[i].waiting &&
+			(request->step == NULL || strcmp(saga->def->steps[i].name, request->step) == 0) &&
+			saga_hurry_tasks(saga, i, saga->steps[i].phase))
+			revived++;
+	}
 	if (revived == 0 && (request->step || saga->status != SAGA_SUSPENDED))
 	{
 		if (request->step && saga->status == SAGA_SUSPENDED)
@@ -471,7 +478,10 @@ verb(Request *request)
 				 errmsg("%s", refusal.message),
 				 refusal.hint ? errhint("%s", refusal.hint) : 0));
 	saga_flush(&turn, sagas, 1);
-	doorbell_request_at_commit();
+	if (request->interrupt)
+		doorbell_interrupt_at_commit(request->saga);	/* what was handed out */
+	else
+		doorbell_request_at_commit();
 	return CStringGetTextDatum(saga_machine.states[sagas[0]->status]);
 }
 
