@@ -44,7 +44,7 @@ extern void queue_check_mine(const char *queue);
 extern void queue_changed(const char *queue);
 extern TimestampTz queue_notify(void);
 
-/* Tasks of workers outside; see saga_lease.c. */
+/* Tasks of workers outside; see saga_task_fail.c. */
 extern TimestampTz task_sweep(void);
 
 /* For workers; see saga_turn.c. */

@@ -66,6 +66,7 @@ typedef struct Claim
 typedef struct Claimed
 {
 	Task		task;
+	SagaRow		saga;
 	int64		token;
 	bool		null_compensation;
 	TimestampTz lease_expires_at;
@@ -166,6 +167,9 @@ read_claimed(MemoryContext context, uint64 row, Claimed *claimed)
 	claimed->key.rank = DatumGetInt64(query_value(row, 12, &isnull));
 	claimed->key.position = DatumGetInt64(query_value(row, 13, &isnull));
 	claimed->key.id = task->id;
+	claimed->saga.id = task->saga_id;
+	claimed->saga.tid = *(ItemPointer) DatumGetPointer(query_value(row, 14, &isnull));
+	claimed->saga.xmin = DatumGetTransactionId(query_value(row, 15, &isnull));
 }
 
 static int
@@ -191,10 +195,10 @@ claim_tasks(const Claim *claim, const QueueAccess *access, int limit, Claimed **
 		" claims = t.claims + 1, token = greatest(t.token + 1, $11), worker = $12,"
 		" claimed_at = $5, started_at = coalesce(t.started_at, $5),"
 		" lease_expires_at = coord_internal.lease_end(t.definition, t.ordinal, $5, $13)"
-		" FROM picked WHERE t.id = picked.id"
+		" FROM picked, coord_internal.saga s WHERE t.id = picked.id AND s.id = t.saga_id"
 		" RETURNING t.id, t.token, t.saga_id, t.ordinal, t.item, t.phase = 'compensation',"
 		" t.attempt, t.null_compensation, t.item_value, t.given, t.lease_expires_at,"
-		" t.rank, t.position",
+		" t.rank, t.position, s.ctid, s.xmin",
 		CLAIMABLE_ARGS + 3, {CLAIMABLE_TYPES, INT8OID, TEXTOID, TIMESTAMPTZOID}
 	};
 	MemoryContext context = CurrentMemoryContext;
@@ -366,35 +370,15 @@ claim_or_wait(Claim *claim, TimestampTz until, Claimed **claimed)
  * ----------------------------------------------------------------
  */
 
-/* The sagas of claimed tasks, each once, ready for their documents. */
+/* The sagas of claimed tasks, each once. */
 static Saga **
 read_sagas(Turn *turn, const Claimed *claimed, int count, int *nsagas)
 {
-	static Statement read = {
-		"SELECT id, ctid, xmin FROM coord_internal.saga WHERE id = ANY ($1)",
-		1, {INT8ARRAYOID}
-	};
 	SagaRow    *rows = palloc(sizeof(SagaRow) * count);
-	Datum	   *ids = palloc(sizeof(Datum) * count);
-	QueryScope	scope;
-	Datum		value;
-	int			nrows;
 
 	for (int i = 0; i < count; i++)
-		ids[i] = Int64GetDatum(claimed[i].task.saga_id);
-	query_begin(&scope);
-	value = PointerGetDatum(construct_array(ids, count, INT8OID, 8, true, TYPALIGN_DOUBLE));
-	nrows = (int) query_run(&read, &value, NULL, 0);
-	for (int i = 0; i < nrows; i++)
-	{
-		bool		isnull;
-
-		rows[i].id = DatumGetInt64(query_value(i, 1, &isnull));
-		rows[i].tid = *(ItemPointer) DatumGetPointer(query_value(i, 2, &isnull));
-		rows[i].xmin = DatumGetTransactionId(query_value(i, 3, &isnull));
-	}
-	query_end(&scope);
-	return saga_read(turn, rows, nrows, nsagas);
+		rows[i] = claimed[i].saga;
+	return saga_read(turn, rows, count, nsagas);
 }
 
 static void

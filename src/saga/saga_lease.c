@@ -27,7 +27,6 @@
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "miscadmin.h"
-#include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -38,73 +37,21 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/compat.h"
-#include "base/debug_point.h"
 #include "base/doorbell.h"
 #include "base/errors.h"
 #include "base/installation.h"
 #include "base/json.h"
 #include "base/query.h"
-#include "base/retry.h"
+#include "saga/saga_lease.h"
 #include "saga/saga_queue.h"
-#include "saga/saga_task.h"
-
-/* Expired leases taken at a time. */
-#define SWEEP 1000
 
 #define DEFAULT_LEASE_US (30 * USECS_PER_SEC)
 
-/* When to look again at expired leases that somebody had locked. */
-#define LOOK_AGAIN_US USECS_PER_SEC
-
-/* SQLSTATEs of attempts that failed outside. */
-#define FAILED_SQLSTATE "P0001"
-#define EXPIRED_SQLSTATE "57014"
-
-/* The token of the statement is good for the task. */
-#define HELD \
-	"t.token = $2 AND t.queue <> '' AND" \
-	" (t.status = 'running' OR t.status = 'ready' AND t.lease_expires_at IS NOT NULL)"
-
 PG_FUNCTION_INFO_V1(coord_task_complete);
 PG_FUNCTION_INFO_V1(coord_task_complete_many);
-PG_FUNCTION_INFO_V1(coord_task_fail);
 PG_FUNCTION_INFO_V1(coord_task_extend);
 PG_FUNCTION_INFO_V1(coord_task_release);
 PG_FUNCTION_INFO_V1(coord_task_revoke);
-
-/* A row of coord_internal.task, as far as its end needs it. */
-typedef struct Lease
-{
-	int64		id;
-	int64		saga_id;
-	int			ordinal;
-	Phase		phase;
-	SagaDef    *def;
-	Oid			owner;
-	char	   *queue;
-	int64		rank;
-	int64		position;
-	int			attempt;
-	char	   *worker;
-	TimestampTz claimed_at;
-	TimestampTz expires_at;
-	int			item;
-} Lease;
-
-#define LEASE_COLUMNS \
-	" t.id, t.saga_id, t.ordinal, t.phase = 'compensation', t.definition, t.owner," \
-	" t.queue, t.rank, t.position, t.attempt, t.worker, t.claimed_at, t.lease_expires_at, t.item"
-
-/* What there is of a queue. */
-typedef struct Looked
-{
-	char	   *name;
-	TimestampTz next;			/* due after now; DT_NOEND: none */
-	int64		expired;
-	TimestampTz available;		/* the last delayed task that can be claimed now */
-	bool		ready;
-	QueueKey	first;			/* of what is ready */
-} Looked;
 
 static TimestampTz
 get_time(uint64 row, int column)
@@ -117,10 +64,10 @@ get_time(uint64 row, int column)
 
 /*
  * Rows of the last result that begin with LEASE_COLUMNS.  Their definitions are
- * looked up by get_definitions(), after query_end().
+ * looked up by lease_get_definitions(), after query_end().
  */
-static Lease *
-read_leases(MemoryContext context, uint64 rows, int64 **definitions)
+Lease *
+lease_read(MemoryContext context, uint64 rows, int64 **definitions)
 {
 	Lease	   *leases = MemoryContextAllocZero(context, sizeof(Lease) * Max(rows, 1));
 
@@ -149,22 +96,22 @@ read_leases(MemoryContext context, uint64 rows, int64 **definitions)
 	return leases;
 }
 
-static void
-get_definitions(Lease *leases, const int64 *definitions, int count)
+void
+lease_get_definitions(Lease *leases, const int64 *definitions, int count)
 {
 	for (int i = 0; i < count; i++)
 		leases[i].def = saga_definition_by_id(definitions[i]);
 }
 
-static const StepDef *
+const StepDef *
 lease_step(const Lease *lease)
 {
 	return &lease->def->steps[lease->ordinal];
 }
 
 /* An item has come to its end: one that is held back may begin. */
-static void
-let_item_go(const Lease *lease)
+void
+lease_let_item_go(const Lease *lease)
 {
 	if (lease->item != NO_ITEM)
 		saga_let_items_go(lease->saga_id, lease->def, (int) -lease->rank, lease->owner,
@@ -187,8 +134,8 @@ check_access(int64 id, const char *queue, Oid owner)
 		task_unknown(id);
 }
 
-static void
-tell(const Lease *leases, int count)
+void
+lease_tell(const Lease *leases, int count)
 {
 	int64	   *ids = palloc(sizeof(int64) * Max(count, 1));
 	int		   *priorities = palloc(sizeof(int) * Max(count, 1));
@@ -203,18 +150,57 @@ tell(const Lease *leases, int count)
 	saga_tell(ids, priorities, owners, count);
 }
 
+/* For unnest(). */
+Datum
+lease_array(Datum *values, bool *nulls, int count, Oid type)
+{
+	int			dims[1] = {count};
+	int			lbs[1] = {1};
+	int16		typlen;
+	bool		typbyval;
+	char		typalign;
+
+	get_typlenbyvalalign(type, &typlen, &typbyval, &typalign);
+	return PointerGetDatum(construct_md_array(values, nulls, 1, dims, lbs, type, typlen,
+											  typbyval, typalign));
+}
+
+/*
+ * Lock the task that a token is good for; NULL when there is none, or not any
+ * more.
+ */
+Lease *
+lease_lock(int64 id, int64 token)
+{
+	static Statement lock = {
+		"SELECT" LEASE_COLUMNS " FROM coord_internal.task t WHERE t.id = $1 AND " HELD
+		" FOR UPDATE",
+		2, {INT8OID, INT8OID}
+	};
+	MemoryContext context = CurrentMemoryContext;
+	QueryScope	scope;
+	Datum		values[2];
+	Lease	   *lease;
+	int64	   *definitions;
+	uint64		rows;
+
+	query_begin(&scope);
+	values[0] = Int64GetDatum(id);
+	values[1] = Int64GetDatum(token);
+	rows = query_run(&lock, values, NULL, 0);
+	lease = lease_read(context, rows, &definitions);
+	query_end(&scope);
+	if (rows == 0)
+		return NULL;
+	check_access(id, lease->queue, lease->owner);
+	lease_get_definitions(lease, definitions, 1);
+	return lease;
+}
+
 /* ----------------------------------------------------------------
  *		Tokens that are not good
  * ----------------------------------------------------------------
  */
-
-typedef enum Refusal
-{
-	REFUSAL_NONE,				/* it is good after all: try again */
-	REFUSAL_ENDED,				/* by this very token */
-	REFUSAL_LOST,
-	REFUSAL_CANCELLED
-} Refusal;
 
 /* What a row of task_gone, or an ended one of task, says of a token. */
 static Refusal
@@ -238,7 +224,7 @@ judge(int64 id, int64 token)
 		2, {INT8OID, INT8OID}
 	};
 	static Statement read_gone = {
-		"SELECT status, token = $2, owner FROM coord_internal.task_gone WHERE id = $1",
+		"SELECT status, token = $2 FROM coord_internal.task_gone WHERE id = $1",
 		2, {INT8OID, INT8OID}
 	};
 	static Statement given_out = {
@@ -275,13 +261,12 @@ judge(int64 id, int64 token)
 	}
 	status = query_text(context, 0, 1);
 	same = DatumGetBool(query_value(0, 2, &isnull));
-	owner = DatumGetObjectId(query_value(0, 3, &isnull));
+	if (queue != NULL)
+		owner = DatumGetObjectId(query_value(0, 3, &isnull));
 	query_end(&scope);
 
 	if (queue != NULL)
 		check_access(id, queue, owner);
-	else if (!access_may_act(owner, "queue", NULL) && !same)
-		task_unknown(id);
 	return held ? REFUSAL_NONE : judge_ended(status, same);
 }
 
@@ -301,6 +286,20 @@ refuse(int64 id, Refusal refusal)
 				 errmsg("the lease on task " INT64_FORMAT " was lost", id),
 				 errdetail("Another claim, or coord.task_revoke(), has replaced the token."),
 				 errhint("Stop working on it. Claim with a longer lease, or extend it in time with coord.task_extend().")));
+}
+
+/*
+ * A token was not good: raise it where that is an error, else say whether it
+ * ended the task before, or is worth another try.
+ */
+Refusal
+lease_refusal(int64 id, int64 token)
+{
+	Refusal		refusal = judge(id, token);
+
+	refuse(id, refusal);
+	CHECK_FOR_INTERRUPTS();
+	return refusal;
 }
 
 /* ----------------------------------------------------------------
@@ -339,15 +338,15 @@ complete(int64 id, int64 token, Jsonb *result)
 	values[2] = PointerGetDatum(result);
 	values[3] = TimestampTzGetDatum(clock_now());
 	found = query_run(&update, values, nulls, 0) > 0;
-	lease = read_leases(context, found, &definitions);
+	lease = lease_read(context, found, &definitions);
 	query_end(&scope);
 	if (!found)
 		return false;
 	/* An error undoes what was written. */
 	check_access(id, lease->queue, lease->owner);
-	get_definitions(lease, definitions, 1);
-	let_item_go(lease);
-	tell(lease, 1);
+	lease_get_definitions(lease, definitions, 1);
+	lease_let_item_go(lease);
+	lease_tell(lease, 1);
 	queue_freed_at_commit(lease->queue);
 	return true;
 }
@@ -364,9 +363,6 @@ stored_result(Jsonb *result)
 	return result;
 }
 
-static bool fail(int64 id, int64 token, const char *error, bool retryable, int64 retry_us,
-				 bool by_result);
-
 /* coord.task_complete(task_id, token, result) */
 Datum
 coord_task_complete(PG_FUNCTION_ARGS)
@@ -375,18 +371,14 @@ coord_task_complete(PG_FUNCTION_ARGS)
 	int64		token = required_int8(fcinfo, 1, "token");
 	Jsonb	   *result = PG_ARGISNULL(2) ? NULL : PG_GETARG_JSONB_P(2);
 	char	   *failure = saga_result_failure(result);
-	Refusal		refusal;
 
 	installation_check();
 	do
 	{
-		if (failure != NULL ? fail(id, token, failure, false, -1, true) :
+		if (failure != NULL ? task_fail_by_result(id, token, failure) :
 			complete(id, token, stored_result(result)))
 			PG_RETURN_BOOL(true);
-		refusal = judge(id, token);
-		refuse(id, refusal);
-		CHECK_FOR_INTERRUPTS();
-	} while (refusal == REFUSAL_NONE);
+	} while (lease_refusal(id, token) == REFUSAL_NONE);
 	PG_RETURN_BOOL(false);
 }
 
@@ -481,20 +473,6 @@ get_completions(FunctionCallInfo fcinfo, int *count)
 	return completions;
 }
 
-static Datum
-make_array(Datum *values, bool *nulls, int count, Oid type)
-{
-	int			dims[1] = {count};
-	int			lbs[1] = {1};
-	int16		typlen;
-	bool		typbyval;
-	char		typalign;
-
-	get_typlenbyvalalign(type, &typlen, &typbyval, &typalign);
-	return PointerGetDatum(construct_md_array(values, nulls, 1, dims, lbs, type, typlen,
-											  typbyval, typalign));
-}
-
 /*
  * Complete those of the pairs, which are in order of ids, whose tokens are good;
  * returns their ids.
@@ -529,13 +507,13 @@ complete_many(const Completion **pairs, int count, int64 *accepted)
 		columns[2][i] = PointerGetDatum(pairs[i]->result);
 		nulls[i] = pairs[i]->result == NULL;
 	}
-	values[0] = make_array(columns[0], NULL, count, INT8OID);
-	values[1] = make_array(columns[1], NULL, count, INT8OID);
-	values[2] = make_array(columns[2], nulls, count, JSONBOID);
+	values[0] = lease_array(columns[0], NULL, count, INT8OID);
+	values[1] = lease_array(columns[1], NULL, count, INT8OID);
+	values[2] = lease_array(columns[2], nulls, count, JSONBOID);
 	values[3] = TimestampTzGetDatum(clock_now());
 	query_begin(&scope);
 	done = (int) query_run(&update, values, NULL, 0);
-	leases = read_leases(context, done, &definitions);
+	leases = lease_read(context, done, &definitions);
 	query_end(&scope);
 	for (int i = 0; i < done; i++)
 	{
@@ -543,10 +521,10 @@ complete_many(const Completion **pairs, int count, int64 *accepted)
 		queue_freed_at_commit(leases[i].queue);
 		accepted[i] = leases[i].id;
 	}
-	get_definitions(leases, definitions, done);
+	lease_get_definitions(leases, definitions, done);
 	for (int i = 0; i < done; i++)
-		let_item_go(&leases[i]);
-	tell(leases, done);
+		lease_let_item_go(&leases[i]);
+	lease_tell(leases, done);
 	return done;
 }
 
@@ -572,8 +550,8 @@ coord_task_complete_many(PG_FUNCTION_ARGS)
 			continue;
 		if (saga_result_failure(completions[i].result) == NULL)
 			good[ngood++] = &completions[i];
-		else if (fail(completions[i].id, completions[i].token,
-					  saga_result_failure(completions[i].result), false, -1, true))
+		else if (task_fail_by_result(completions[i].id, completions[i].token,
+									 saga_result_failure(completions[i].result)))
 			accepted[naccepted++] = completions[i].id;
 	}
 	if (ngood > 0)
@@ -582,222 +560,7 @@ coord_task_complete_many(PG_FUNCTION_ARGS)
 	elements = palloc(sizeof(Datum) * Max(naccepted, 1));
 	for (int i = 0; i < naccepted; i++)
 		elements[i] = Int64GetDatum(accepted[i]);
-	return make_array(elements, NULL, naccepted, INT8OID);
-}
-
-/* ----------------------------------------------------------------
- *		Attempts that failed
- * ----------------------------------------------------------------
- */
-
-/* How an attempt ended. */
-typedef struct Failure
-{
-	Lease	   *lease;
-	const char *error;
-	const char *sqlstate;
-	bool		again;			/* else the task has failed for good */
-	bool		keep_lease;		/* its token stays good until it is claimed */
-	TimestampTz available_at;
-} Failure;
-
-/*
- * May a retryable failure be followed by another attempt?  Past the pivot, always:
- * from there a saga only goes forward.
- */
-static bool
-attempts_left(const Lease *lease)
-{
-	const StepDef *step = lease_step(lease);
-
-	return lease->attempt < saga_attempt_limit(step, lease->phase) ||
-		(lease->phase == PHASE_ACTION && step->past_pivot);
-}
-
-static void
-log_failures(const Failure *failures, int count)
-{
-	Turn		turn;
-
-	saga_ensure_partitions(identity_is_worker());
-	saga_turn_begin(&turn, identity_is_worker());
-	for (int i = 0; i < count; i++)
-	{
-		const Lease *lease = failures[i].lease;
-		LogRow		row = {0};
-
-		row.saga = lease->saga_id;
-		row.name = lease->def->name;
-		row.owner = lease->owner;
-		row.at = clock_now();
-		row.event = "attempt_failed";
-		row.step = saga_task_name(lease->def, lease->ordinal, lease->item);
-		row.phase = lease->phase;
-		row.attempt = lease->attempt;
-		row.role = lease->owner;
-		row.error = failures[i].error;
-		row.sqlstate = failures[i].sqlstate;
-		if (lease->worker != NULL)
-			row.context = psprintf("worker \"%s\"", lease->worker);
-		saga_log(&turn, &row);
-	}
-	saga_flush(&turn, NULL, 0);
-}
-
-/* Write what became of attempts, which are locked, and tell everybody. */
-static void
-end_attempts(const Failure *failures, int count)
-{
-	static Statement update = {
-		"UPDATE coord_internal.task t SET status = u.status, available_at = u.available_at,"
-		" lease_expires_at = CASE WHEN u.keep THEN t.lease_expires_at END,"
-		" error = u.error, sqlstate = u.sqlstate,"
-		" error_context = 'worker \"' || t.worker || '\"',"
-		" finished_at = CASE u.status WHEN 'failed' THEN $7 END"
-		" FROM unnest($1, $2, $3, $4, $5, $6)"
-		" AS u(id, status, available_at, keep, error, sqlstate) WHERE t.id = u.id",
-		7, {INT8ARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID, BOOLARRAYOID, TEXTARRAYOID,
-		TEXTARRAYOID, TIMESTAMPTZOID}
-	};
-	static const Oid types[] = {INT8OID, TEXTOID, TIMESTAMPTZOID, BOOLOID, TEXTOID, TEXTOID};
-	Datum	   *columns[lengthof(types)];
-	Datum		values[lengthof(types) + 1];
-	TimestampTz now = clock_now();
-	Lease	   *leases = palloc(sizeof(Lease) * count);
-	QueryScope	scope;
-
-	for (int i = 0; i < lengthof(types); i++)
-		columns[i] = palloc(sizeof(Datum) * count);
-	for (int i = 0; i < count; i++)
-	{
-		const Failure *failure = &failures[i];
-
-		leases[i] = *failure->lease;
-		columns[0][i] = Int64GetDatum(failure->lease->id);
-		columns[1][i] = CStringGetTextDatum(failure->again ? "ready" : "failed");
-		columns[2][i] = TimestampTzGetDatum(failure->available_at);
-		columns[3][i] = BoolGetDatum(failure->keep_lease && failure->again);
-		columns[4][i] = CStringGetTextDatum(failure->error);
-		columns[5][i] = CStringGetTextDatum(failure->sqlstate);
-	}
-	for (int i = 0; i < lengthof(types); i++)
-		values[i] = make_array(columns[i], NULL, count, types[i]);
-	values[lengthof(types)] = TimestampTzGetDatum(now);
-	query_begin(&scope);
-	query_run(&update, values, NULL, 0);
-	query_end(&scope);
-	log_failures(failures, count);
-
-	for (int i = 0; i < count; i++)
-	{
-		const Lease *lease = &leases[i];
-
-		queue_freed_at_commit(lease->queue);
-		if (!failures[i].again)
-		{
-			let_item_go(lease);
-			continue;
-		}
-		if (failures[i].available_at <= now)
-			queue_ready_at_commit(lease->queue, lease->rank, lease->position);
-		else
-		{
-			queue_due_at_commit(lease->queue, failures[i].available_at);
-			doorbell_task_due_at_commit(failures[i].available_at);
-		}
-	}
-	tell(leases, count);
-}
-
-/*
- * Lock the task that a token is good for; NULL when there is none, or not any
- * more.
- */
-static Lease *
-lock_held(int64 id, int64 token)
-{
-	static Statement lock = {
-		"SELECT" LEASE_COLUMNS " FROM coord_internal.task t WHERE t.id = $1 AND " HELD
-		" FOR UPDATE",
-		2, {INT8OID, INT8OID}
-	};
-	MemoryContext context = CurrentMemoryContext;
-	QueryScope	scope;
-	Datum		values[2];
-	Lease	   *lease;
-	int64	   *definitions;
-	uint64		rows;
-
-	query_begin(&scope);
-	values[0] = Int64GetDatum(id);
-	values[1] = Int64GetDatum(token);
-	rows = query_run(&lock, values, NULL, 0);
-	lease = read_leases(context, rows, &definitions);
-	query_end(&scope);
-	if (rows == 0)
-		return NULL;
-	check_access(id, lease->queue, lease->owner);
-	get_definitions(lease, definitions, 1);
-	return lease;
-}
-
-/*
- * An attempt failed; false when its token is not good.  "retry_us" is when to try
- * again, -1: as the step says.  "by_result": the result says so, and as for a
- * step that is a function, the step's retry_on decides whether it is tried again.
- */
-static bool
-fail(int64 id, int64 token, const char *error, bool retryable, int64 retry_us, bool by_result)
-{
-	Lease	   *lease = lock_held(id, token);
-	const StepDef *step;
-	Failure		failure = {0};
-
-	if (lease == NULL)
-		return false;
-	step = lease_step(lease);
-	if (by_result)
-		retryable = retry_is_worth(&step->retry, FAILED_SQLSTATE);
-	if (retry_us < 0)
-		retry_us = retry_delay(&step->retry, lease->attempt);
-	failure.lease = lease;
-	failure.error = error;
-	failure.sqlstate = FAILED_SQLSTATE;
-	failure.again = retryable && attempts_left(lease);
-	failure.available_at = clock_now() + (failure.again ? retry_us : 0);
-	end_attempts(&failure, 1);
-	return true;
-}
-
-/* coord.task_fail(task_id, token, error, retryable, retry_in) */
-Datum
-coord_task_fail(PG_FUNCTION_ARGS)
-{
-	int64		id = required_int8(fcinfo, 0, "task_id");
-	int64		token = required_int8(fcinfo, 1, "token");
-	char	   *error = check_text(fcinfo, 2, "error");
-	bool		retryable = PG_ARGISNULL(3) || PG_GETARG_BOOL(3);
-	int64		retry_us = -1;
-	Refusal		refusal;
-
-	if (!PG_ARGISNULL(4))
-	{
-		retry_us = clock_interval_us(PG_GETARG_INTERVAL_P(4));
-		if (retry_us < 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("retry_in must not be negative")));
-	}
-	installation_check();
-	do
-	{
-		if (fail(id, token, error, retryable, retry_us, false))
-			PG_RETURN_BOOL(true);
-		refusal = judge(id, token);
-		refuse(id, refusal);
-		CHECK_FOR_INTERRUPTS();
-	} while (refusal == REFUSAL_NONE);
-	PG_RETURN_BOOL(false);
+	return lease_array(elements, NULL, naccepted, INT8OID);
 }
 
 /* ----------------------------------------------------------------
@@ -829,7 +592,7 @@ extend(int64 id, int64 token, int64 lease_us)
 	values[1] = Int64GetDatum(token);
 	values[2] = TimestampTzGetDatum(clock_now() + lease_us);
 	rows = query_run(&update, values, NULL, 0);
-	lease = read_leases(context, rows, &definitions);
+	lease = lease_read(context, rows, &definitions);
 	query_end(&scope);
 	if (rows == 0)
 		return 0;
@@ -861,10 +624,8 @@ coord_task_extend(PG_FUNCTION_ARGS)
 	installation_check();
 	while ((result = extend(id, token, lease_us)) == 0)
 	{
-		Refusal		refusal = judge(id, token);
-
-		refuse(id, refusal == REFUSAL_ENDED ? REFUSAL_LOST : refusal);
-		CHECK_FOR_INTERRUPTS();
+		if (lease_refusal(id, token) == REFUSAL_ENDED)
+			refuse(id, REFUSAL_LOST);
 	}
 	PG_RETURN_TIMESTAMPTZ(result);
 }
@@ -891,7 +652,7 @@ put_back(const Lease *lease, bool new_token)
 	query_end(&scope);
 	queue_ready_at_commit(lease->queue, lease->rank, lease->position);
 	queue_freed_at_commit(lease->queue);
-	tell(lease, 1);
+	lease_tell(lease, 1);
 }
 
 /* coord.task_release(task_id, token) */
@@ -900,22 +661,18 @@ coord_task_release(PG_FUNCTION_ARGS)
 {
 	int64		id = required_int8(fcinfo, 0, "task_id");
 	int64		token = required_int8(fcinfo, 1, "token");
-	Refusal		refusal;
 
 	installation_check();
 	do
 	{
-		Lease	   *lease = lock_held(id, token);
+		Lease	   *lease = lease_lock(id, token);
 
 		if (lease != NULL)
 		{
 			put_back(lease, false);
 			PG_RETURN_BOOL(true);
 		}
-		refusal = judge(id, token);
-		refuse(id, refusal);
-		CHECK_FOR_INTERRUPTS();
-	} while (refusal == REFUSAL_NONE);
+	} while (lease_refusal(id, token) == REFUSAL_NONE);
 	PG_RETURN_BOOL(false);
 }
 
@@ -1004,180 +761,12 @@ coord_task_revoke(PG_FUNCTION_ARGS)
 	check_revoke(id);
 	query_begin(&scope);
 	rows = query_run(&lock, &value, NULL, 0);
-	lease = read_leases(context, rows, &definitions);
+	lease = lease_read(context, rows, &definitions);
 	query_end(&scope);
 	if (rows == 0)
 		PG_RETURN_BOOL(false);
-	get_definitions(lease, definitions, 1);
+	lease_get_definitions(lease, definitions, 1);
 	put_back(lease, true);
 	log_revoke(lease, reason);
 	PG_RETURN_BOOL(true);
-}
-
-/* ----------------------------------------------------------------
- *		Leases that expired
- * ----------------------------------------------------------------
- */
-
-/*
- * End attempts whose lease has expired, of one queue or (NULL) of all; returns
- * how many.  Those that somebody has locked are just being ended or extended.
- */
-static int
-expire(const char *queue, TimestampTz now)
-{
-#define EXPIRED \
-	"SELECT" LEASE_COLUMNS " FROM coord_internal.task t" \
-	" WHERE t.status = 'running' AND t.lease_expires_at <= $1" \
-	" AND (SELECT s.home FROM coord_internal.saga s WHERE s.id = t.saga_id) = $2" \
-	" AND t.queue "
-	static Statement lock = {
-		EXPIRED "= $4 LIMIT $3 FOR UPDATE SKIP LOCKED",
-		4, {TIMESTAMPTZOID, INT8OID, INT4OID, TEXTOID}
-	};
-	static Statement lock_all = {
-		EXPIRED "> '' LIMIT $3 FOR UPDATE SKIP LOCKED",
-		3, {TIMESTAMPTZOID, INT8OID, INT4OID}
-	};
-	MemoryContext context = CurrentMemoryContext;
-	QueryScope	scope;
-	Datum		values[4];
-	Lease	   *leases;
-	Failure    *failures;
-	int64	   *definitions;
-	int			count;
-
-	query_begin(&scope);
-	values[0] = TimestampTzGetDatum(now);
-	values[1] = Int64GetDatum(installation_home());
-	values[2] = Int32GetDatum(SWEEP);
-	if (queue != NULL)
-		values[3] = CStringGetTextDatum(queue);
-	count = (int) query_run(queue != NULL ? &lock : &lock_all, values, NULL, 0);
-	leases = read_leases(context, count, &definitions);
-	query_end(&scope);
-	if (count == 0)
-		return 0;
-	get_definitions(leases, definitions, count);
-	failures = palloc0(sizeof(Failure) * count);
-	for (int i = 0; i < count; i++)
-	{
-		int			timeout_ms = lease_step(&leases[i])->timeout_ms;
-		bool		timed_out = timeout_ms > 0 && leases[i].expires_at >=
-			leases[i].claimed_at + timeout_ms * INT64CONST(1000);
-
-		failures[i].lease = &leases[i];
-		failures[i].error = timed_out ? "the step ran longer than its timeout" :
-			"the lease expired";
-		failures[i].sqlstate = EXPIRED_SQLSTATE;
-		failures[i].again = attempts_left(&leases[i]);
-		failures[i].keep_lease = true;
-		failures[i].available_at = now;
-	}
-	end_attempts(failures, count);
-	return count;
-}
-
-static void
-read_looked(MemoryContext context, uint64 row, Looked *looked)
-{
-	Datum	   *key;
-	Datum		value;
-	bool		isnull;
-	int			count;
-
-	looked->name = query_text(context, row, 1);
-	value = query_value(row, 2, &isnull);
-	looked->next = isnull ? DT_NOEND : DatumGetTimestampTz(value);
-	looked->expired = DatumGetInt64(query_value(row, 3, &isnull));
-	value = query_value(row, 4, &isnull);
-	looked->available = isnull ? DT_NOBEGIN : DatumGetTimestampTz(value);
-	value = query_value(row, 5, &isnull);
-	looked->ready = !isnull;
-	if (isnull)
-		return;
-	deconstruct_array(DatumGetArrayTypeP(value), INT8OID, sizeof(int64), true,
-					  TYPALIGN_DOUBLE, &key, NULL, &count);
-	looked->first.rank = DatumGetInt64(key[0]);
-	looked->first.position = DatumGetInt64(key[1]);
-	looked->first.id = DatumGetInt64(key[2]);
-}
-
-/*
- * Look through one queue or (NULL) all: end what has expired, note what will be
- * due and what is ready.  Returns the next time that something is due, DT_NOEND
- * for none.
- */
-static TimestampTz
-sweep(const char *queue)
-{
-#define LOOK \
-	"SELECT queue, min(due) FILTER (WHERE due > $1)," \
-	" count(*) FILTER (WHERE status = 'running' AND due <= $1)," \
-	" max(available_at) FILTER (WHERE status = 'ready' AND due <= $1" \
-	"  AND available_at > created_at)," \
-	" min(ARRAY[rank, position, id]) FILTER (WHERE status = 'ready' AND due <= $1)" \
-	" FROM (SELECT *, CASE status WHEN 'running' THEN lease_expires_at ELSE available_at" \
-	"  END AS due FROM coord_internal.task WHERE status IN ('ready', 'running')" \
-	"  AND queue "
-	static Statement look = {
-		LOOK "= $2) t GROUP BY queue", 2, {TIMESTAMPTZOID, TEXTOID}
-	};
-	static Statement look_all = {
-		LOOK "> '') t GROUP BY queue", 1, {TIMESTAMPTZOID}
-	};
-	MemoryContext context = CurrentMemoryContext;
-	TimestampTz now = clock_now();
-	TimestampTz began = GetCurrentTimestamp();
-	TimestampTz next = DT_NOEND;
-	int64		expired = 0;
-	QueryScope	scope;
-	Datum		values[2];
-	Looked	   *queues;
-	uint64		rows;
-
-	query_begin(&scope);
-	values[0] = TimestampTzGetDatum(now);
-	if (queue != NULL)
-		values[1] = CStringGetTextDatum(queue);
-	rows = query_run(queue != NULL ? &look : &look_all, values, NULL, 0);
-	queues = MemoryContextAllocZero(context, sizeof(Looked) * Max(rows, 1));
-	for (uint64 i = 0; i < rows; i++)
-	{
-		read_looked(context, i, &queues[i]);
-		expired += queues[i].expired;
-	}
-	query_end(&scope);
-
-	/* Some that are locked may be left as they are: look again soon. */
-	if (expired > 0 && expire(queue, now) < expired)
-		next = now + LOOK_AGAIN_US;
-	for (uint64 i = 0; i < rows; i++)
-	{
-		next = Min(next, queues[i].next);
-		queue_swept(queues[i].name, queues[i].expired > 0 ? next : queues[i].next,
-					queues[i].ready ? &queues[i].first : NULL, queues[i].available,
-					(GetCurrentTimestamp() - began) / rows);
-	}
-	return next;
-}
-
-/*
- * End attempts whose lease has expired, in all queues.  Returns the next time
- * that this has something to do, or that a delayed task can be claimed; 0: none.
- * For the engine, in a transaction.
- */
-TimestampTz
-task_sweep(void)
-{
-	TimestampTz next = sweep(NULL);
-
-	return next == DT_NOEND ? 0 : next;
-}
-
-/* The same for one queue, for whoever claims from it. */
-void
-task_sweep_queue(const char *queue)
-{
-	(void) sweep(queue);
 }
