@@ -33,6 +33,7 @@
 #include "base/installation.h"
 #include "base/query.h"
 #include "runtime/runtime.h"
+#include "saga/saga.h"
 
 PG_FUNCTION_INFO_V1(coord_pause);
 PG_FUNCTION_INFO_V1(coord_resume);
@@ -124,6 +125,7 @@ coord_resume(PG_FUNCTION_ARGS)
 	changed = DatumGetBool(query_value(0, 1, &isnull)) || changed;
 	query_end(&scope);
 	installation_state_changed();
+	queue_forget_all();
 	doorbell_resume_at_commit();
 	if (changed)
 		log_engine("resumed", check_optional_text(fcinfo, 0));

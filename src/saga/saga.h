@@ -42,6 +42,7 @@ extern Size queue_shmem_size(void);
 extern void queue_look_again(void);
 extern void queue_check_mine(const char *queue);
 extern void queue_changed(const char *queue);
+extern void queue_forget_all(void);
 extern TimestampTz queue_notify(void);
 
 /* Tasks of workers outside; see saga_task_fail.c. */

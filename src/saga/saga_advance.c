@@ -324,6 +324,25 @@ saga_turn_back(Saga *saga, bool cancelled, const char *cause, const char *error)
 		saga->undo = NULL;
 }
 
+/* It is given up as it is: nothing is waited for any more. */
+void
+saga_abandon(Saga *saga, const char *error)
+{
+	for (int i = 0; i < saga->def->nsteps && saga->def->waits; i++)
+	{
+		if (!saga->steps[i].waiting)
+			continue;
+		saga->steps[i].waiting = false;
+		saga->steps[i].finished_at = clock_now();
+		if (saga->steps[i].status == STEP_RUNNING)
+			saga_set_step(saga, i, STEP_EVENT_WITHDRAW);
+	}
+	saga_set_status(saga, SAGA_EVENT_ABANDON);
+	saga->cause = "abandoned";
+	if (error != NULL)
+		saga->error = pstrdup(error);
+}
+
 /* A completed saga that is a step is to be undone. */
 void
 saga_undo(Saga *saga, const char *error)

@@ -381,7 +381,9 @@ static void
 load_parents(MemoryContext context, Saga **sagas, int count)
 {
 	static Statement read = {
-		"SELECT u.id, p.id IS NULL, p.backward OR t.status = 'skipped', t.status = 'compensating'"
+		"SELECT u.id, p.id IS NULL, p.backward OR t.status = 'skipped', t.status = 'compensating',"
+		" p.id IS NULL AND coalesce((SELECT cause = 'abandoned' FROM coord_internal.saga_archive a"
+		"  WHERE a.id = u.parent_id), true)"
 		" FROM unnest($1, $2) AS u(id, parent_id)"
 		" LEFT JOIN coord_internal.saga p ON p.id = u.parent_id"
 		" LEFT JOIN coord_internal.saga_step t ON t.saga_id = p.id AND t.child = u.id",
@@ -416,6 +418,7 @@ load_parents(MemoryContext context, Saga **sagas, int count)
 		events->parent->gone = DatumGetBool(query_value(i, 2, &isnull));
 		events->parent->backward = DatumGetBool(query_value(i, 3, &isnull)) && !isnull;
 		events->parent->undo = DatumGetBool(query_value(i, 4, &isnull)) && !isnull;
+		events->parent->abandoned = DatumGetBool(query_value(i, 5, &isnull)) && !isnull;
 	}
 	query_end(&scope);
 }
@@ -488,12 +491,15 @@ saga_load_events(Turn *turn, Saga **sagas, int count)
 /*
  * These sagas are finished and go to the archive: nothing of theirs is left here
  * but what may be asked for by a token; sagas that are steps of theirs are told.
+ * A task that somebody is carrying out or ending at the moment (of a saga that was
+ * given up) is not waited for; housekeeping finds it.
  */
 void
 saga_forget_waits(Turn *turn, Saga **sagas, int count)
 {
 	static Statement forget_tasks = {
-		"WITH gone AS (DELETE FROM coord_internal.task WHERE saga_id = ANY ($1)"
+		"WITH gone AS (DELETE FROM coord_internal.task WHERE id IN (SELECT id"
+		"  FROM coord_internal.task WHERE saga_id = ANY ($1) FOR UPDATE SKIP LOCKED)"
 		" RETURNING id, saga_id, owner, token, status, claims)"
 		" INSERT INTO coord_internal.task_gone (id, saga_id, owner, token, status, at)"
 		" SELECT id, saga_id, owner, token, CASE WHEN status IN ('ready', 'held', 'running', 'cancelled')"
@@ -566,6 +572,11 @@ saga_forget_gone_tasks(void)
 	static Statement forget = {
 		"DELETE FROM coord_internal.task_gone WHERE at < $1", 1, {TIMESTAMPTZOID}
 	};
+	static Statement forget_tasks = {
+		"DELETE FROM coord_internal.task i WHERE NOT EXISTS"
+		" (SELECT FROM coord_internal.saga s WHERE s.id = i.saga_id)",
+		0, {0}
+	};
 	static Statement forget_inbox = {
 		"DELETE FROM coord_internal.saga_inbox i WHERE NOT EXISTS"
 		" (SELECT FROM coord_internal.saga s WHERE s.id = i.saga_id)",
@@ -582,6 +593,7 @@ saga_forget_gone_tasks(void)
 	query_begin(&scope);
 	query_run(&forget, &value, NULL, 0);
 	query_run(&forget_inbox, NULL, NULL, 0);
+	query_run(&forget_tasks, NULL, NULL, 0);
 	query_run(&forget_signals, NULL, NULL, 0);
 	query_end(&scope);
 }

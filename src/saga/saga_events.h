@@ -64,6 +64,7 @@ typedef struct ChildEvent
 typedef struct ParentEvent
 {
 	bool		gone;
+	bool		abandoned;		/* that is why */
 	bool		backward;
 	bool		undo;
 } ParentEvent;

@@ -655,8 +655,6 @@ saga_hand_out(Turn *turn, Saga *saga, int ordinal)
 		return;
 	}
 
-	if (step->kind == STEP_QUEUE)
-		queue_use(step->queue, saga->owner);	/* who may claim it, too */
 	switch (step->kind)
 	{
 		case STEP_LOCAL:

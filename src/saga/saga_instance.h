@@ -200,6 +200,7 @@ extern void saga_settle(Saga *saga);
 extern void saga_step_finished(Saga *saga, int ordinal);
 extern void saga_suspend(Saga *saga, const char *error);
 extern void saga_undo(Saga *saga, const char *error);
+extern void saga_abandon(Saga *saga, const char *error);
 extern int	saga_attempt_limit(const StepDef *step, Phase phase);
 extern void saga_attempt_failed(Turn *turn, Saga *saga, int ordinal, ErrorData *error);
 extern void saga_step_failed(Turn *turn, Saga *saga, int ordinal, char *error, char *sqlstate,

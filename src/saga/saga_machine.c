@@ -113,7 +113,7 @@ static const Transition step_transitions[] = {
 	{STEP_RUNNING, STEP_EVENT_SKIP, STEP_SKIPPED,
 	"an operator skipped what it waits for"},
 	{STEP_RUNNING, STEP_EVENT_WITHDRAW, STEP_SKIPPED,
-	"the saga turned back before anybody had begun with it"},
+	"the saga turned back before anybody had begun with it, or was given up"},
 	{STEP_RUNNING, STEP_EVENT_SUCCEED, STEP_COMPLETED,
 	"the attempt returned"},
 	{STEP_RUNNING, STEP_EVENT_NOT_WANTED, STEP_SKIPPED,

@@ -316,6 +316,14 @@ queue_changed(const char *queue)
 	queue_config_changed_at_commit(queue);
 }
 
+/* Whose queues they are, and who may use them, has changed for all. */
+void
+queue_forget_all(void)
+{
+	CacheInvalidateRelcacheByRelid(queue_relation());
+	configs_valid = false;
+}
+
 /*
  * Make a queue known, and "role" one of those that it belongs to.  May read and
  * write tables; not to be called between query_begin() and query_end().

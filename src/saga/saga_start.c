@@ -28,7 +28,7 @@
 #include "base/installation.h"
 #include "base/json.h"
 #include "base/query.h"
-#include "saga/saga_instance.h"
+#include "saga/saga_task.h"
 
 PG_FUNCTION_INFO_V1(coord_saga_start);
 
@@ -227,6 +227,11 @@ saga_start(const StartOptions *options, bool *existing)
 	saga_lock_name(options->name, AccessShareLock);
 	def = saga_definition_by_id(saga_definition_lookup(options->name, options->version));
 	saga_definition_check_execute(def, user);
+	for (int i = 0; i < def->nsteps && def->waits; i++)
+	{
+		if (def->steps[i].kind == STEP_QUEUE)
+			queue_use(def->steps[i].queue, user);	/* to claim his own tasks */
+	}
 	deadline = options->deadline ? options->deadline : def->deadline;
 	if (deadline && clock_interval_us(deadline) <= 0)
 		ereport(ERROR,

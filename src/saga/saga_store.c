@@ -350,7 +350,7 @@ saga_load(Turn *turn, const int64 *ids, int count, TimestampTz due, int *nloaded
 	 */
 	for (int i = 0; i < *nloaded && !turn->worker; i++)
 	{
-		if (sagas[i]->wake_at != 0 || sagas[i]->def->waits)
+		if (sagas[i]->wake_at != 0 || sagas[i]->def->waits || sagas[i]->parent != 0)
 			doorbell_due_at_end(sagas[i]->id, sagas[i]->priority,
 								sagas[i]->owner, sagas[i]->wake_at);
 	}

@@ -361,14 +361,10 @@ obey_parent(Turn *turn, Saga *saga)
 									 saga->parent));
 		return;
 	}
-	if (parent->gone)
-	{
-		saga_set_status(saga, SAGA_EVENT_ABANDON);
-		saga->cause = "abandoned";
-		saga->error = psprintf("saga " INT64_FORMAT ", of which it is a step, was given up",
-							   saga->parent);
-	}
-	else if (parent->backward && !saga->backward && !saga_pivot_done(saga))
+	if (parent->gone && parent->abandoned)
+		saga_abandon(saga, psprintf("saga " INT64_FORMAT ", of which it is a step, was given up",
+									saga->parent));
+	else if ((parent->gone || parent->backward) && !saga->backward && !saga_pivot_done(saga))
 		saga_turn_back(saga, true, "cancelled",
 					   psprintf("saga " INT64_FORMAT ", of which it is a step, turned back",
 								saga->parent));
@@ -453,14 +449,17 @@ saga_any_item_undone(const Saga *saga, int ordinal)
 	return found;
 }
 
-/* An operator skips a step that waits. */
+/*
+ * An operator skips a step that waits.  A task that somebody is just carrying out
+ * is not waited for: its outcome will not be looked at.
+ */
 void
 saga_skip_waiting(Saga *saga, int ordinal, Phase phase)
 {
 	static Statement cancel = {
 		"UPDATE coord_internal.task SET status = 'cancelled', finished_at = $4"
-		" WHERE saga_id = $1 AND ordinal = $2 AND phase = $3"
-		" AND status IN ('ready', 'held', 'running')",
+		" WHERE id IN (SELECT id FROM coord_internal.task WHERE saga_id = $1 AND ordinal = $2"
+		"  AND phase = $3 AND status IN ('ready', 'held', 'running') FOR UPDATE SKIP LOCKED)",
 		4, {INT8OID, INT4OID, TEXTOID, TIMESTAMPTZOID}
 	};
 	QueryScope	scope;

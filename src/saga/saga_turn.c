@@ -75,6 +75,13 @@ run_sagas(Turn *turn, Saga **sagas, int count)
 	}
 	saga_leave_user(turn);
 	saga_flush(turn, sagas, count);
+
+	/* Whoever was not got to has its inbox emptied all the same. */
+	for (int i = done; i < count; i++)
+	{
+		if (sagas[i]->events != NULL)
+			saga_tell(&sagas[i]->id, &sagas[i]->priority, &sagas[i]->owner, 1);
+	}
 	return done;
 }
 

@@ -200,6 +200,18 @@ revive(Saga *saga, int ordinal)
 	saga->dirty = true;
 }
 
+/* Does any step still stop the saga for an operator? */
+static bool
+is_still_stopped(const Saga *saga)
+{
+	for (int i = 0; i < saga->def->nsteps; i++)
+	{
+		if (is_stopped(saga, i) && saga->steps[i].next_attempt_at == 0)
+			return true;
+	}
+	return false;
+}
+
 static bool
 do_retry(Saga *saga, const Request *request, Refusal *refusal)
 {
@@ -230,7 +242,8 @@ do_retry(Saga *saga, const Request *request, Refusal *refusal)
 				   "coord.stuck names the step; leave the step out to retry it.");
 		return false;
 	}
-	go_on(saga);
+	if (!is_still_stopped(saga))
+		go_on(saga);
 	return true;
 }
 
@@ -239,7 +252,6 @@ do_skip(Saga *saga, const Request *request, Refusal *refusal)
 {
 	int			ordinal = saga_step_ordinal(saga->def, request->step);
 	StepState  *state = &saga->steps[ordinal];
-	bool		still_stopped = false;
 
 	if (state->status == STEP_SKIPPED)
 		return false;
@@ -278,10 +290,7 @@ do_skip(Saga *saga, const Request *request, Refusal *refusal)
 	}
 	state->next_attempt_at = 0;
 	state->finished_at = clock_now();
-	for (int i = 0; i < saga->def->nsteps; i++)
-		still_stopped = still_stopped ||
-			(is_stopped(saga, i) && saga->steps[i].next_attempt_at == 0);
-	if (!still_stopped)
+	if (!is_still_stopped(saga))
 		go_on(saga);
 	return true;
 }
@@ -298,9 +307,7 @@ do_patch(Saga *saga, const Request *request, Refusal *refusal)
 static bool
 do_abandon(Saga *saga, const Request *request, Refusal *refusal)
 {
-	saga_set_status(saga, SAGA_EVENT_ABANDON);
-	saga->cause = "abandoned";
-	saga->error = request->reason ? pstrdup(request->reason) : saga->error;
+	saga_abandon(saga, request->reason);
 	return true;
 }
 
