@@ -6,3 +6,7 @@ CREATE TABLE state (id bigint PRIMARY KEY, step int NOT NULL DEFAULT 0, changed_
 INSERT INTO state (id) SELECT generate_series(1, 1000000);
 GRANT ALL ON biz, state TO bench;
 VACUUM (FREEZE, ANALYZE) state;
+
+-- A bare queue.
+CREATE TABLE job (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, payload jsonb NOT NULL);
+GRANT ALL ON job TO bench;

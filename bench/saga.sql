@@ -79,6 +79,18 @@ SELECT coord.saga_define('dag', (SELECT array_agg(coord.step('s' || layer || '_'
       's' || layer - 1 || '_' || (i + 71) % 500] END) ORDER BY layer, i)
   FROM generate_series(0, 19) layer, generate_series(0, 499) i));
 
+-- Items and tasks of queues.
+CREATE FUNCTION sleeps(context jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM pg_sleep(0.005);
+  RETURN NULL;
+END $$;
+SELECT coord.saga_define('items', ARRAY[coord.step('first', 'step1'),
+  coord.step('each', 'step1', for_each => '$.input[*]'), coord.step('last', 'step1')]);
+SELECT coord.saga_define('sleepy', ARRAY[coord.step('each', 'sleeps', for_each => '$.input[*]')]);
+SELECT coord.saga_define('queued', ARRAY[coord.step('each', queue => 'bench', for_each => '$.input[*]')]);
+SELECT coord.saga_define('queued1', ARRAY[coord.step('one', queue => 'bench')]);
+
 -- Have exactly n sagas done each of their steps exactly once?
 CREATE FUNCTION bench_right(definition text, n bigint) RETURNS boolean LANGUAGE sql AS $$
   SELECT count(*) = n * cardinality(steps) AND count(DISTINCT (saga, step)) = count(*)

@@ -136,7 +136,8 @@ ZC005 the key was used with another input; 40001 a concurrent change of the key;
 Example: SELECT coord.saga_start('order', '{"order_id": 42}', key => 'order-42');$$;
 
 COMMENT ON PROCEDURE coord.saga_run(text, jsonb, text, bigint, text, jsonb) IS
-$$Starts a saga and runs it here and now, in the caller's session, until it is finished, suspended or paused.
+$$Starts a saga and runs it here and now, in the caller's session, until it is finished, suspended or paused. Tasks in queues,
+signals and pauses it waits for.
 Commits as it goes. Should the session die, a worker goes on after half a minute.
 With a key that is taken it runs the saga that has it, or waits for it when that is another role's.
 name: required. input: default {}. key: as in coord.saga_start().
@@ -154,7 +155,7 @@ Example: CALL coord.await(''saga'', ''42'', ''1 hour'');';
 COMMENT ON PROCEDURE coord.run_pending(int, int) IS
 $$Runs, in the caller's session, the due sagas of roles that the caller is a member of until none is left.
 What a worker does, for tests and for servers without shared_preload_libraries. Commits after each turn.
-max_turns: stop after so many. A turn is one transaction with the steps of one saga that run at once. NULL: no limit.
+max_turns: stop after so many. A turn is one transaction with the steps of one saga that run at once, or with one task. NULL: no limit.
 Returns turns: how many it made. A paused engine is a WARNING and 0.
 Errors: 25001 in a transaction block or function; 22023 negative max_turns.
 Example: CALL coord.run_pending();$$;
@@ -206,7 +207,7 @@ $$Cancels a saga: no further step runs, and what was completed is compensated.
 Never waits for a running step: if somebody has the saga in hand it is done at the next step boundary.
 A finished saga, or one that compensates already, is left as it is.
 id: required. reason: for coord.saga_log, and the saga's "error".
-interrupt: also cancel the step that a worker is running for this saga. Default: false.
+interrupt: also cancel the functions that workers are running for this saga. Default: false.
 Returns the status at this moment: compensating, failed (nothing to undo), or unchanged while it waits for the boundary.
 Errors: 22004 null id; 42704 no such saga; ZC006 its pivot is completed. A refusal at the boundary is in coord.saga_log.
 Example: SELECT coord.saga_cancel(1, 'customer called');$$;
@@ -225,7 +226,8 @@ Returns the status at this moment. Errors: 22004 null id; 42501 the caller was o
 Example: SELECT coord.saga_resume(1);$$;
 
 COMMENT ON FUNCTION coord.saga_retry(bigint, text, text) IS
-$$Runs again what stopped a suspended saga, with its attempts counted anew; or makes the next attempt now where one waits.
+$$Runs again what stopped a suspended saga, with its attempts counted anew; or makes the next attempt now where one waits,
+also of tasks.
 id: required. step: only this one. NULL: whatever stopped it. reason: for coord.saga_log.
 Returns the status at this moment; unchanged when there is nothing to retry.
 Errors: 22004 null id; 42501 the caller was only given use of it; 42704 no such saga or step; ZC006 the step is not what stops the saga.
@@ -233,7 +235,8 @@ Example: SELECT coord.saga_retry(1, reason => 'printer has paper again');$$;
 
 COMMENT ON FUNCTION coord.saga_skip(bigint, text, jsonb, text) IS
 $$Takes a step as done, or its compensation as done by hand, and lets a suspended saga go on.
-Forward: a step that is pending, ready or failed; it becomes skipped and is not compensated later.
+Forward: a step that is pending, ready, waited for or failed; it becomes skipped and is not compensated later. Whoever has
+  its task gets ZC011 when he reports; a saga that it is gets cancelled.
 Backward: the compensation of the step.
 id, step: required. result: what later steps see as the step's result (forward only). reason: for coord.saga_log.
 Returns the status at this moment.
@@ -366,7 +369,8 @@ Example: SELECT * FROM coord.state_machine('saga');$$;
 -- ---------------------------------------------------------------------------
 
 COMMENT ON FUNCTION coord.pause(text) IS
-$$Stops the engine of this database: from commit on no new turn begins. Sagas can still be started, and run after coord.resume().
+$$Stops the engine of this database: from commit on no new turn begins, and nobody gets a task. Sagas can still be started, and run after coord.resume();
+tasks that were claimed can be ended.
 Turns that have begun go on to their commit; CALL coord.drain() waits for them. For coord_admin.
 reason: shown in coord.stuck.
 Returns true; false when it was paused already. Errors: 42501.
@@ -435,7 +439,7 @@ COMMENT ON COLUMN coord.sagas.correlation_id IS 'Common to what belongs together
 COMMENT ON COLUMN coord.sagas.created_at IS 'When coord.saga_start() was called.';
 COMMENT ON COLUMN coord.sagas.started_at IS 'When its first step began.';
 COMMENT ON COLUMN coord.sagas.finished_at IS 'When it was completed, compensated or failed.';
-COMMENT ON COLUMN coord.sagas.wake_at IS 'When it is due; null while it waits for an operator or is finished.';
+COMMENT ON COLUMN coord.sagas.wake_at IS 'When it is due; null while it waits for an operator or for something to come (coord.saga_steps), or is finished.';
 COMMENT ON COLUMN coord.sagas.deadline_at IS 'Turned back if not past its pivot by then.';
 
 COMMENT ON VIEW coord.saga_steps IS
@@ -443,10 +447,10 @@ $$Steps of the sagas in coord.sagas, also those that have not run yet.$$;
 COMMENT ON COLUMN coord.saga_steps.saga_id IS 'The saga.';
 COMMENT ON COLUMN coord.saga_steps.ordinal IS 'Place in the definition, from 0.';
 COMMENT ON COLUMN coord.saga_steps.step IS 'The step''s name.';
-COMMENT ON COLUMN coord.saga_steps.item IS 'Reserved for steps over several items; null.';
+COMMENT ON COLUMN coord.saga_steps.item IS 'Which item, from 0, of a step that is for each of something; null: the step itself. Items are shown while their saga is unfinished.';
 COMMENT ON COLUMN coord.saga_steps.phase IS 'What attempt and error are about: action or compensation.';
 COMMENT ON COLUMN coord.saga_steps.status IS
-  'pending, ready, running, completed, skipped, failed, compensating, compensated, compensation_failed. A local step is never seen running: it commits with its outcome. Steps that a saga that turned back did not get to stay pending or ready.';
+  'pending, ready, running, completed, skipped, failed, compensating, compensated, compensation_failed. running: a function runs, the step is handed out, or what it waits for has not come. Steps that a saga that turned back did not get to stay pending or ready.';
 COMMENT ON COLUMN coord.saga_steps.attempt IS 'Attempts made in this phase.';
 COMMENT ON COLUMN coord.saga_steps.result IS 'What the action returned.';
 COMMENT ON COLUMN coord.saga_steps.error IS 'Message of the last failed attempt; null after success.';
@@ -501,8 +505,8 @@ $$Every failed attempt and every operator's action on the sagas in coord.sagas. 
 COMMENT ON COLUMN coord.saga_log.saga_id IS 'The saga.';
 COMMENT ON COLUMN coord.saga_log.at IS 'When.';
 COMMENT ON COLUMN coord.saga_log.event IS
-  'attempt_failed; revoked (coord.task_revoke()); cancel, pause, resume, retry, skip, patch, abandon; or one of these with _refused.';
-COMMENT ON COLUMN coord.saga_log.step IS 'The step it is about, if any.';
+  'attempt_failed; revoked (coord.task_revoke()); pivot_completed (after the saga had turned back: it goes forward); cancel, pause, resume, retry, skip, patch, abandon; or one of these with _refused.';
+COMMENT ON COLUMN coord.saga_log.step IS 'The step it is about, if any; of an item with its number: load[7].';
 COMMENT ON COLUMN coord.saga_log.phase IS 'action or compensation, of attempts.';
 COMMENT ON COLUMN coord.saga_log.attempt IS 'Which attempt it was.';
 COMMENT ON COLUMN coord.saga_log.role IS 'The operator; of attempts, the owner.';

@@ -115,6 +115,18 @@ CREATE VIEW coord_internal.stopped_saga WITH (security_barrier) AS
     ORDER BY gave_up DESC, t.ordinal DESC LIMIT 1) t ON true
   WHERE s.status IN ('paused', 'suspended');
 
+-- Sagas for which a worker has something to do, since when.
+CREATE VIEW coord_internal.waiting_for_worker WITH (security_barrier) AS
+  SELECT id, wake_at AS at FROM coord_internal.saga WHERE wake_at IS NOT NULL
+  UNION ALL
+  SELECT saga_id, at FROM coord_internal.saga_inbox
+  UNION ALL
+  SELECT t.saga_id, t.available_at FROM coord_internal.task t JOIN coord_internal.saga s ON s.id = t.saga_id
+  WHERE t.queue = '' AND t.status = 'ready' AND s.status IN ('running', 'compensating')
+    AND s.backward = (t.phase = 'compensation')
+  UNION ALL
+  SELECT saga_id, lease_expires_at FROM coord_internal.task WHERE queue <> '' AND status = 'running';
+
 CREATE VIEW coord.stuck WITH (security_barrier) AS
   SELECT 'saga'::text AS kind, s.id::text AS id, s.name, s.since,
          CASE WHEN s.status = 'paused' THEN 'an operator, who paused it'
@@ -176,16 +188,16 @@ CREATE VIEW coord.stuck WITH (security_barrier) AS
          'ALTER SYSTEM SET coord.enabled = on'
   WHERE coord_internal.engine_state() = 'disabled'
   UNION ALL
-  SELECT 'worker', NULL, current_database(), min(s.wake_at),
+  SELECT 'worker', NULL, current_database(), min(s.at),
          CASE WHEN w.n = 0 THEN 'a worker: none runs here, and due sagas: '
-              ELSE 'a worker: all are in long steps, and due sagas: ' END || count(*),
+              ELSE 'a worker: all are in long steps, and due sagas: ' END || count(DISTINCT s.id),
          CASE WHEN w.n = 0 THEN 'Add coord to shared_preload_libraries; raise max_worker_processes when the log says so; or drain with CALL coord.run_pending().'
               ELSE 'coord.workers shows what they do; raise coord.max_workers if that is how it should be.' END,
          'SELECT coord.start_worker()'
-  FROM coord_internal.saga s
+  FROM coord_internal.waiting_for_worker s
   CROSS JOIN (SELECT count(*) AS n, count(*) FILTER (WHERE since < clock_timestamp() - '1 min'::interval) AS long
               FROM coord_internal.workers() WHERE backend_type = 'coord worker') w
-  WHERE s.wake_at < coord_internal.now() - '1 min'::interval
+  WHERE s.at < coord_internal.now() - '1 min'::interval
     AND w.n = w.long
     AND s.id NOT IN (SELECT saga_id FROM coord_internal.workers() WHERE saga_id IS NOT NULL)
     AND coord_internal.engine_state() = 'running'

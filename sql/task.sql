@@ -76,7 +76,8 @@ CREATE INDEX task_gone_at ON coord_internal.task_gone (at);
 -- Something has happened that a waiting saga does not know of yet: a task is
 -- finished, a signal has come, a saga that it waits for has ended.
 CREATE TABLE coord_internal.saga_inbox (
-  saga_id bigint NOT NULL
+  saga_id bigint NOT NULL,
+  at timestamptz NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX saga_inbox_saga ON coord_internal.saga_inbox (saga_id);

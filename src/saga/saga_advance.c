@@ -761,7 +761,7 @@ way_of(Turn *turn, const Saga *saga, int ordinal)
 		case PACE_UNKNOWN:
 			break;
 	}
-	return saga->nwaiting < max_probes() ? WAY_HAND_OUT : WAY_LATER;
+	return saga->nprobes < max_probes() ? WAY_HAND_OUT : WAY_LATER;
 }
 
 /* One step forward; false when nothing can be done now. */

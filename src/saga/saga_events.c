@@ -70,27 +70,29 @@ void
 saga_tell(const int64 *ids, const int *priorities, const Oid *owners, int count)
 {
 	static Statement insert = {
-		"INSERT INTO coord_internal.saga_inbox SELECT id FROM coord_internal.saga WHERE id = ANY ($1)",
-		1, {INT8ARRAYOID}
+		"INSERT INTO coord_internal.saga_inbox SELECT id, $2 FROM coord_internal.saga WHERE id = ANY ($1)",
+		2, {INT8ARRAYOID, TIMESTAMPTZOID}
 	};
 	static Statement insert_one = {
-		"INSERT INTO coord_internal.saga_inbox SELECT id FROM coord_internal.saga WHERE id = $1", 1, {INT8OID}
+		"INSERT INTO coord_internal.saga_inbox SELECT id, $2 FROM coord_internal.saga WHERE id = $1",
+		2, {INT8OID, TIMESTAMPTZOID}
 	};
 	QueryScope	scope;
-	Datum		value;
+	Datum		values[2];
 
 	if (count == 0)
 		return;
 	query_begin(&scope);
+	values[1] = TimestampTzGetDatum(clock_now());
 	if (count == 1)
 	{
-		value = Int64GetDatum(ids[0]);
-		query_run(&insert_one, &value, NULL, 0);
+		values[0] = Int64GetDatum(ids[0]);
+		query_run(&insert_one, values, NULL, 0);
 	}
 	else
 	{
-		value = int8_array(ids, count);
-		query_run(&insert, &value, NULL, 0);
+		values[0] = int8_array(ids, count);
+		query_run(&insert, values, NULL, 0);
 	}
 	query_end(&scope);
 	for (int i = 0; i < count; i++)
@@ -382,7 +384,7 @@ load_parents(MemoryContext context, Saga **sagas, int count)
 {
 	static Statement read = {
 		"SELECT u.id, p.id IS NULL, p.backward OR t.status = 'skipped', t.status = 'compensating',"
-		" p.id IS NULL AND coalesce((SELECT cause = 'abandoned' FROM coord_internal.saga_archive a"
+		" p.id IS NULL AND coalesce((SELECT coalesce(cause, '') = 'abandoned' FROM coord_internal.saga_archive a"
 		"  WHERE a.id = u.parent_id), true)"
 		" FROM unnest($1, $2) AS u(id, parent_id)"
 		" LEFT JOIN coord_internal.saga p ON p.id = u.parent_id"

@@ -91,6 +91,13 @@ step_is_tasks(const StepDef *step)
 	return step->kind == STEP_LOCAL || step->kind == STEP_QUEUE;
 }
 
+/* Does it teach how long a call takes? */
+static inline bool
+is_probe(const StepDef *step)
+{
+	return step->kind == STEP_LOCAL && step->for_each == NULL;
+}
+
 /* Columns of the last result. */
 static inline int64
 get_int8(uint64 row, int column)

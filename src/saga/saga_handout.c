@@ -566,6 +566,7 @@ saga_begin_waiting(Saga *saga, int ordinal)
 	saga->steps[ordinal].dirty = true;
 	saga->dirty = true;
 	saga->nwaiting++;
+	saga->nprobes += is_probe(&saga->def->steps[ordinal]);
 }
 
 void
@@ -576,6 +577,7 @@ saga_end_waiting(Saga *saga, int ordinal)
 	saga->steps[ordinal].dirty = true;
 	saga->dirty = true;
 	saga->nwaiting--;
+	saga->nprobes -= is_probe(&saga->def->steps[ordinal]);
 }
 
 /* An early signal, taken; NULL: none has come. */

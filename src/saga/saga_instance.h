@@ -105,6 +105,7 @@ typedef struct Saga
 	/* Made by saga_load_events() and saga_take_in(). */
 	struct SagaEvents *events;	/* NULL: nothing can come from outside */
 	int			nwaiting;		/* steps that wait */
+	int			nprobes;		/* of them, single tasks of coord's own workers */
 	TimestampTz look_again_at;	/* 0: when something comes */
 } Saga;
 

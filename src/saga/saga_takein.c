@@ -491,10 +491,13 @@ saga_take_in(Turn *turn, Saga *saga)
 {
 	ListCell   *cell;
 
-	saga->nwaiting = 0;
+	saga->nwaiting = saga->nprobes = 0;
 	saga->look_again_at = 0;
-	for (int i = 0; i < saga->def->nsteps; i++)
+	for (int i = 0; i < saga->def->nsteps && saga->def->waits; i++)
+	{
 		saga->nwaiting += saga->steps[i].waiting;
+		saga->nprobes += saga->steps[i].waiting && is_probe(&saga->def->steps[i]);
+	}
 	if (saga->events == NULL)
 		return;
 	if (saga->events->parent != NULL)
