@@ -74,3 +74,23 @@ saga_turn_begin(Turn *turn, bool worker)
 	if (turn->slot != NULL)
 		turn->request_serial = turn->slot->request_serial;
 }
+
+/*
+ * The turn's transaction is over.  A request that came meanwhile may have been
+ * looked at while its saga was still locked here, and passed over.
+ */
+void
+saga_turn_end(const Turn *turn)
+{
+	DatabaseSlot *slot = turn->slot;
+	bool		missed = false;
+
+	if (slot == NULL || slot->request_serial == turn->request_serial)
+		return;
+	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
+	if (slot->database == MyDatabaseId && slot->requests_left && !slot->requests)
+		missed = slot->requests = true;
+	LWLockRelease(&coord_shared->lock);
+	if (missed)
+		doorbell_wake_workers(MyDatabaseId, 1);
+}
