@@ -35,6 +35,13 @@ saga_take_in_hand(Turn *turn, const int64 *ids, int count)
 	hand_transaction = coord_local_transaction();
 }
 
+/* Is a turn in progress in this very transaction, of which this is a step? */
+bool
+saga_has_in_hand(void)
+{
+	return hand_count > 0 && hand_transaction == coord_local_transaction();
+}
+
 /*
  * Is this saga being advanced by the very transaction that asks?  Then the turn
  * ends after the call in progress, so that what was asked for is done.
@@ -42,7 +49,7 @@ saga_take_in_hand(Turn *turn, const int64 *ids, int count)
 bool
 saga_is_in_hand(int64 id)
 {
-	if (hand_count == 0 || hand_transaction != coord_local_transaction())
+	if (!saga_has_in_hand())
 		return false;
 	for (int i = 0; i < hand_count; i++)
 	{
