@@ -53,15 +53,6 @@ PG_FUNCTION_INFO_V1(coord_task_extend);
 PG_FUNCTION_INFO_V1(coord_task_release);
 PG_FUNCTION_INFO_V1(coord_task_revoke);
 
-static TimestampTz
-get_time(uint64 row, int column)
-{
-	bool		isnull;
-	Datum		value = query_value(row, column, &isnull);
-
-	return isnull ? 0 : DatumGetTimestampTz(value);
-}
-
 /*
  * Rows of the last result that begin with LEASE_COLUMNS.  Their definitions are
  * looked up by lease_get_definitions(), after query_end().
@@ -89,8 +80,8 @@ lease_read(MemoryContext context, uint64 rows, int64 **definitions)
 		lease->position = DatumGetInt64(query_value(i, 9, &isnull));
 		lease->attempt = DatumGetInt32(query_value(i, 10, &isnull));
 		lease->worker = query_text(context, i, 11);
-		lease->claimed_at = get_time(i, 12);
-		lease->expires_at = get_time(i, 13);
+		lease->claimed_at = query_time(i, 12);
+		lease->expires_at = query_time(i, 13);
 		lease->item = DatumGetInt32(query_value(i, 14, &isnull));
 	}
 	return leases;

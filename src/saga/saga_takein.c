@@ -114,7 +114,7 @@ collect_results(Turn *turn, const Saga *saga, int ordinal)
 	values[0] = Int64GetDatum(saga->id);
 	values[1] = Int32GetDatum(ordinal);
 	query_run(&read, values, NULL, 0);
-	result = get_jsonb(turn->context, 0, 1);
+	result = query_jsonb(turn->context, 0, 1);
 	if (saga->def->steps[ordinal].compensation == NULL)
 		query_run(&forget, values, NULL, 0);
 	query_end(&scope);
@@ -174,8 +174,8 @@ fill_items(const Saga *saga, int ordinal, Phase phase)
 	values[1] = Int32GetDatum(ordinal);
 	values[2] = CStringGetTextDatum(saga_phase_name(phase));
 	query_run(&read, values, NULL, 0);
-	in_hand = get_int4(0, 1);
-	held = get_int4(0, 2);
+	in_hand = query_int4(0, 1);
+	held = query_int4(0, 2);
 	query_end(&scope);
 	if (held > 0 && in_hand < saga->def->steps[ordinal].max_parallel)
 		saga_let_items_go(saga->id, saga->def, saga->priority, saga->owner, ordinal, phase, -1,
