@@ -491,9 +491,9 @@ saga_forget_waits(Turn *turn, Saga **sagas, int count)
 	static Statement forget_tasks = {
 		"WITH gone AS (DELETE FROM coord_internal.task WHERE id IN (SELECT id"
 		"  FROM coord_internal.task WHERE saga_id = ANY ($1) FOR UPDATE SKIP LOCKED)"
-		" RETURNING id, saga_id, owner, token, status, claims)"
-		" INSERT INTO coord_internal.task_gone (id, saga_id, owner, token, status, at)"
-		" SELECT id, saga_id, owner, token, CASE WHEN status IN ('ready', 'held', 'running', 'cancelled')"
+		" RETURNING id, saga_id, owner, queue, token, status, claims)"
+		" INSERT INTO coord_internal.task_gone (id, saga_id, owner, queue, token, status, at)"
+		" SELECT id, saga_id, owner, queue, token, CASE WHEN status IN ('ready', 'held', 'running', 'cancelled')"
 		"  THEN 'cancelled' ELSE 'completed' END, $2 FROM gone"
 		" WHERE claims > 1 OR claims = 1 AND status IN ('ready', 'held', 'running', 'cancelled')",
 		2, {INT8ARRAYOID, TIMESTAMPTZOID}

@@ -25,6 +25,7 @@
 
 #include "base/clock.h"
 #include "base/debug_point.h"
+#include "base/guc.h"
 #include "base/installation.h"
 #include "base/json.h"
 #include "base/query.h"
@@ -606,6 +607,9 @@ write_finished(Saga **sagas, int count)
 	{
 		Saga	   *saga = sagas[i];
 
+		/* One kept for its parent for so long that its place there is gone. */
+		if (saga->finished_at < clock_now() - guc_saga_retention * USECS_PER_MINUTE / 2)
+			saga->finished_at = clock_now();
 		columns[0].values[i] = PointerGetDatum(&saga->tid);
 		column_text(&columns[1], i, saga->def->name);
 		columns[2].values[i] = Int32GetDatum(saga->def->version);

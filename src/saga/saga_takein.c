@@ -428,6 +428,37 @@ withdraw(Turn *turn, Saga *saga, int ordinal)
 	give_up(saga, ordinal);
 }
 
+/* Has a saga that is a step, and failed as such, undone what it had done? */
+bool
+saga_any_child_undone(const Saga *saga)
+{
+	static Statement read = {
+		"SELECT FROM coord_internal.saga_archive WHERE id = ANY ($1) AND status = 'compensated'",
+		1, {INT8ARRAYOID}
+	};
+	int64	   *ids;
+	int			n = 0;
+	QueryScope	scope;
+	Datum		value;
+	bool		found;
+
+	if (!saga->def->waits)
+		return false;
+	ids = palloc(sizeof(int64) * saga->def->nsteps);
+	for (int i = 0; i < saga->def->nsteps; i++)
+	{
+		if (saga->steps[i].child != 0 && saga->steps[i].status == STEP_FAILED)
+			ids[n++] = saga->steps[i].child;
+	}
+	if (n == 0)
+		return false;
+	query_begin(&scope);
+	value = query_int8_array(ids, n);
+	found = query_run(&read, &value, NULL, 1) > 0;
+	query_end(&scope);
+	return found;
+}
+
 /* Is any item of a step compensated, whose other compensations were skipped? */
 bool
 saga_any_item_undone(const Saga *saga, int ordinal)

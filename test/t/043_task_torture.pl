@@ -485,7 +485,14 @@ my @ways = qw(outside worker backend postmaster immediate outside);
 my $storm_end = time + $storm_seconds;
 my $next_kill = time + 1;
 my $n = 0;
-while (time < $storm_end)
+# Longer on a slow machine.
+sub enough
+{
+  return time > $storm_end && $n >= @ways
+    && (eval { ($monitor->selectrow_array('SELECT count(*) FROM accepted'))[0] } // 0) >= 300
+    || time > $storm_end + 60;
+}
+until (enough())
 {
   look();
   sleep 0.1;
@@ -599,8 +606,8 @@ FROM saga s JOIN saga_step t ON t.saga_id = s.id JOIN kind k ON (k.name, k.step)
 my $wrong = 'SELECT id, name, saga_status, step, status, accepted, unaccepted, done, undone FROM step';
 nothing(q{SELECT name, step FROM kind EXCEPT SELECT name, step FROM step WHERE status = 'completed'},
   'each step was completed in some saga');
-nothing(q{SELECT name, step FROM kind WHERE kind <> 'wait' EXCEPT SELECT name, step FROM step WHERE status = 'compensated'},
-  'and undone in some') unless $ENV{COORD_SHORT};
+cmp_ok($node->safe_psql('postgres', q{SELECT min(n) FROM (SELECT count(*) FILTER (WHERE status = 'compensated') AS n FROM step
+    WHERE kind IN ('queue', 'queue items', 'local') GROUP BY kind) t}), '>=', 5, 'enough of each kind were undone');
 nothing("$wrong WHERE status NOT IN ('completed', 'compensated', 'skipped', 'failed', 'pending', 'ready')", 'no step is in between');
 nothing("$wrong WHERE saga_status = 'completed' AND status <> 'completed'", 'of a completed saga all steps are completed');
 nothing("$wrong WHERE saga_status <> 'completed' AND status = 'completed' AND kind <> 'wait'",
