@@ -36,6 +36,7 @@
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
+#include "utils/tuplestore.h"
 
 #include "base/access.h"
 #include "base/check.h"
