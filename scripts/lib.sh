@@ -156,6 +156,28 @@ server_packages() {
   echo gcc make libc6-dev rsync "postgresql-$1" "postgresql-server-dev-$1"
 }
 
+# What the tests of PostgreSQL $1 need besides.
+test_packages() {
+  echo perl libipc-run-perl libdbd-pg-perl pgbouncer python3-psycopg
+  case $1 in
+    15 | 17 | 18) echo "postgresql-$1-cron" ;;
+  esac
+}
+
+# Node.js and its driver pg.  Debian's driver wants Debian's Node.js; to another one
+# comes npm's driver, in directory $1.
+install_node_pg() {
+  local maintainer
+  maintainer=$(dpkg-query -W -f='${Maintainer}' nodejs 2>/dev/null) || true
+  if [[ -z $maintainer || $maintainer == *[Dd]ebian* ]]; then
+    install_packages nodejs node-pg
+  elif [ ! -d "$1/node_modules/pg" ]; then
+    note "installing pg for Node.js"
+    mkdir -p "$1"
+    npm install --silent --no-audit --no-fund --prefix "$1" pg@8 </dev/null || die "could not install pg for Node.js"
+  fi
+}
+
 ### Trees: other Debian releases, as directories to chroot into
 
 # The mirror that this machine uses for Debian itself.

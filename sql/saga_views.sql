@@ -60,15 +60,24 @@ CREATE VIEW coord.saga_steps WITH (security_barrier) AS
   SELECT s.id AS saga_id, (d.ordinal - 1)::int AS ordinal, d.step ->> 'name' AS step, NULL::int AS item,
          coalesce(w.phase, t.phase, 'action') AS phase,
          CASE w.phase WHEN 'action' THEN 'running' WHEN 'compensation' THEN 'compensating'
-           ELSE coalesce(t.status, 'pending') END AS status,
+           -- handed out, failed, and not begun anew yet
+           ELSE CASE WHEN k.status = 'ready' AND k.attempt > 0 AND k.phase = 'action' THEN 'ready'
+                  ELSE coalesce(t.status, 'pending') END END AS status,
          -- a running attempt is not written down before it ends
          CASE WHEN w.phase IS DISTINCT FROM t.phase AND w.phase IS NOT NULL THEN 0
-           ELSE coalesce(t.attempt, 0) END + (w.phase IS NOT NULL)::int AS attempt,
-         CASE WHEN t.has_result THEN coalesce(t.result, 'null') END AS result, t.error, t.sqlstate,
-         t.error_detail, t.error_context, t.next_attempt_at, coalesce(t.started_at, w.since) AS started_at, t.finished_at
+           ELSE coalesce(k.attempt, t.attempt, 0) END + (w.phase IS NOT NULL)::int AS attempt,
+         CASE WHEN t.has_result THEN coalesce(t.result, 'null') END AS result,
+         coalesce(t.error, k.error) AS error, coalesce(t.sqlstate, k.sqlstate) AS sqlstate,
+         coalesce(t.error_detail, k.error_detail) AS error_detail,
+         coalesce(t.error_context, k.error_context) AS error_context,
+         coalesce(t.next_attempt_at, CASE WHEN k.status = 'ready' AND k.available_at > coord_internal.now()
+                                       THEN k.available_at END) AS next_attempt_at,
+         coalesce(t.started_at, w.since) AS started_at, t.finished_at
   FROM coord_internal.live_saga s
   CROSS JOIN LATERAL jsonb_array_elements(s.definition -> 'steps') WITH ORDINALITY AS d (step, ordinal)
   LEFT JOIN coord_internal.saga_step t ON t.saga_id = s.id AND t.ordinal = d.ordinal - 1
+  LEFT JOIN coord_internal.task k ON (k.saga_id, k.ordinal, k.phase, k.item) = (t.saga_id, t.ordinal, t.phase, -1)
+       AND t.waiting
   LEFT JOIN coord_internal.workers() w ON w.saga_id = s.id AND w.ordinal = d.ordinal - 1
        AND d.step -> 'for_each' IS NULL
   UNION ALL

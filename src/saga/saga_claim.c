@@ -173,6 +173,7 @@ oid_array(const Oid *oids, int count)
 	"  AND s.backward = (t.phase = 'compensation') OFFSET 0) s" \
 	" WHERE t.queue = $1 AND (t.rank, t.position, t.id) > ($2, $3, $4)" \
 	" AND t.status = 'ready' AND t.available_at <= $5" \
+	" AND (SELECT NOT q.paused FROM coord_internal.queue q WHERE q.name = $1)" \
 	" AND ($6 OR pg_has_role($7, t.owner, 'MEMBER') OR EXISTS" \
 	"  (SELECT FROM unnest($8) r WHERE pg_has_role(r, t.owner, 'MEMBER')))" \
 	" ORDER BY t.rank, t.position, t.id LIMIT $10 FOR UPDATE OF t SKIP LOCKED"

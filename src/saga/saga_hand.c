@@ -35,6 +35,13 @@ saga_take_in_hand(Turn *turn, const int64 *ids, int count)
 	hand_transaction = coord_local_transaction();
 }
 
+/* Is a turn in progress in this very transaction, of which this is a step? */
+bool
+saga_has_in_hand(void)
+{
+	return hand_count > 0 && hand_transaction == coord_local_transaction();
+}
+
 /*
  * Is this saga being advanced by the very transaction that asks?  Then the turn
  * ends after the call in progress, so that what was asked for is done.
@@ -42,7 +49,7 @@ saga_take_in_hand(Turn *turn, const int64 *ids, int count)
 bool
 saga_is_in_hand(int64 id)
 {
-	if (hand_count == 0 || hand_transaction != coord_local_transaction())
+	if (!saga_has_in_hand())
 		return false;
 	for (int i = 0; i < hand_count; i++)
 	{
@@ -73,4 +80,24 @@ saga_turn_begin(Turn *turn, bool worker)
 	turn->slot = doorbell_database(MyDatabaseId, true);
 	if (turn->slot != NULL)
 		turn->request_serial = turn->slot->request_serial;
+}
+
+/*
+ * The turn's transaction is over.  A request that came meanwhile may have been
+ * looked at while its saga was still locked here, and passed over.
+ */
+void
+saga_turn_end(const Turn *turn)
+{
+	DatabaseSlot *slot = turn->slot;
+	bool		missed = false;
+
+	if (slot == NULL || slot->request_serial == turn->request_serial)
+		return;
+	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
+	if (slot->database == MyDatabaseId && slot->requests_left && !slot->requests)
+		missed = slot->requests = true;
+	LWLockRelease(&coord_shared->lock);
+	if (missed)
+		doorbell_wake_workers(MyDatabaseId, 1);
 }

@@ -249,8 +249,10 @@ extern void saga_distrust(SagaDef *def, int ordinal, Phase phase);
 #define SAGA_MAX_BATCH 256
 
 extern void saga_turn_begin(Turn *turn, bool worker);
+extern void saga_turn_end(const Turn *turn);
 extern void saga_take_in_hand(Turn *turn, const int64 *ids, int count);
 extern bool saga_is_in_hand(int64 id);
+extern bool saga_has_in_hand(void);
 
 /* saga_crash.c */
 extern void saga_crash_enter(int64 saga, int64 definition, int ordinal, Phase phase, Oid owner);

@@ -241,6 +241,7 @@ advance_due(const int64 *ids, int count, int max)
 			turns++;
 		}
 		commit();
+		saga_turn_end(&turn);
 	}
 	return turns;
 }
@@ -381,18 +382,17 @@ is_mine(int64 id)
  * finished or stopped.
  */
 static TimestampTz
-run_turn(int64 id)
+run_turn(Turn *turn, int64 id)
 {
-	Turn		turn;
 	Saga	  **sagas = NULL;
 	TimestampTz wake_at = 0;
 	int			loaded;
 
-	if (!begin_turn(&turn))
+	if (!begin_turn(turn))
 		return 0;
 	loaded = 0;
 	if (is_mine(id))
-		sagas = saga_load(&turn, &id, 1, 0, &loaded);
+		sagas = saga_load(turn, &id, 1, 0, &loaded);
 	if (loaded == 0)
 	{
 		/* It is for others to run, or they do, or it is finished. */
@@ -402,11 +402,11 @@ run_turn(int64 id)
 			wake_at = clock_now() + USECS_PER_SEC;
 		return wake_at;
 	}
-	saga_take_in_hand(&turn, &id, 1);
-	saga_apply_requests_to(&turn, sagas, 1);
-	saga_load_events(&turn, sagas, 1);
-	saga_advance(&turn, sagas[0]);
-	saga_leave_user(&turn);
+	saga_take_in_hand(turn, &id, 1);
+	saga_apply_requests_to(turn, sagas, 1);
+	saga_load_events(turn, sagas, 1);
+	saga_advance(turn, sagas[0]);
+	saga_leave_user(turn);
 	if (sagas[0]->status == SAGA_RUNNING || sagas[0]->status == SAGA_COMPENSATING)
 	{
 		wake_at = sagas[0]->wake_at;
@@ -417,7 +417,7 @@ run_turn(int64 id)
 		sagas[0]->wake_at = Max(wake_at, clock_now()) + HOLD_US;
 		sagas[0]->dirty = true;
 	}
-	saga_flush(&turn, sagas, 1);
+	saga_flush(turn, sagas, 1);
 	return wake_at;
 }
 
@@ -471,10 +471,12 @@ coord_saga_run(PG_FUNCTION_ARGS)
 	for (;;)
 	{
 		int64		ids[RUN_AT_A_TIME];
+		Turn		turn = {0};
 		int			count;
 
-		wake_at = run_turn(id);
+		wake_at = run_turn(&turn, id);
 		commit();
+		saga_turn_end(&turn);
 		if (wake_at == 0)
 			break;
 		count = fetch_tasks(id, ids, RUN_AT_A_TIME);

@@ -458,8 +458,8 @@ compare_rows(const void *a, const void *b)
  * Read the sagas of these rows, of which several may be the same, without
  * claiming them: what the documents of tasks are made of.  "rows" are sorted by
  * it.  The result is in the order of ids; sagas that are gone, or not at home
- * here, are left out.  They are valid until KEPT_SAGAS others have been read, or
- * as long as the turn, and not to be changed.
+ * here, are left out.  They are valid until the next reading outside of a turn, or
+ * as long as the turn's memory, and not to be changed.
  */
 Saga **
 saga_read(Turn *turn, SagaRow *rows, int count, int *nread)
@@ -486,7 +486,8 @@ saga_read(Turn *turn, SagaRow *rows, int count, int *nread)
 			last_missing = &rows[i];
 		}
 	}
-	if (nmissing == 1)
+	/* To keep one may free another: not one found here, or that a turn below uses. */
+	if (nmissing == 1 && n == 0 && !saga_has_in_hand())
 	{
 		sagas[n] = read_and_keep(last_missing);
 		n += sagas[n] != NULL;

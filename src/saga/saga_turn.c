@@ -243,6 +243,7 @@ turn_transaction(Turn *turn, QueueEntry *entries, int count, SagaTurnResult *res
 	result->steps = turn->calls;
 	CommitTransactionCommand();
 	saga_suspect_release(false);
+	saga_turn_end(turn);
 	recheck_inboxes(turn->slot);
 
 	if (result->fresh)

@@ -18,9 +18,13 @@
  *	  be some.  So it does not matter who it is that claims the saga next.
  * 4. "requests_left" is set with the serial, and cleared only by who has seen the
  *	  table empty under the serial that still is the current one.
+ *	  A verb that finds the saga free is such a one, so verbs do not overtake each
+ *	  other.
  * 5. The flag "requests" wakes a worker for sagas that nobody would claim soon.
  *	  The holder may be another operator's open transaction: its commit sets
- *	  the flag as well.
+ *	  the flag as well.  That worker may find the saga still locked by a turn that
+ *	  is just ending: whoever ends a turn and finds that the serial has changed
+ *	  sets the flag again (saga_turn_end()).
  *
  * Privileges are checked when the verb is called; the audit row in the log
  * bears the role that called.
@@ -478,7 +482,12 @@ verb(Request *request)
 		return CStringGetTextDatum(saga_status_or_error(request->saga));
 	}
 	saga_ensure_partitions(false);
-	apply(&turn, sagas[0], request, &refusal);
+
+	/* What was asked for before comes first. */
+	saga_apply_requests_to(&turn, sagas, 1);
+	refusal.code = 0;
+	if (!saga_status_is_final(sagas[0]->status))
+		apply(&turn, sagas[0], request, &refusal);
 	if (refusal.code != 0)
 		ereport(ERROR,
 				(errcode(refusal.code),

@@ -33,7 +33,7 @@ INSERT INTO paths (path) VALUES ('$.input.list[*]'), ('$.input.list'), ('$.input
 SELECT count(coord.saga_define('path ' || n, ARRAY[coord.step('a', 'item', for_each => path)])) FROM paths;
 SELECT count(coord.saga_start('path ' || n, '{"list": [1, 2, 3], "empty": [], "n": 7, "null": null, "nested": [[1, 2], [], [[3]]], "one": ["only"], "object": {"a": 1, "b": [2]}, "nulls": [null, null], "text": "x"}', key => 'path ' || n)) FROM paths;
 CALL coord.run_pending() \gset
-SELECT format('%s: %s', path, (SELECT concat_ws(' ', status, result, sqlstate, error) FROM coord.saga_steps WHERE saga_id = find('path ' || n) AND item IS NULL)) FROM paths ORDER BY n;
+SELECT format('%s: %s', path, (SELECT concat_ws(' ', status, result, sqlstate) FROM coord.saga_steps WHERE saga_id = find('path ' || n) AND item IS NULL)) FROM paths ORDER BY n;
 SELECT unattended();
 SELECT count(coord.saga_drop('path ' || n)) FROM paths;
 
