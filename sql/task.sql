@@ -135,7 +135,7 @@ CREATE FUNCTION coord.queue_configure(queue text, max_running int DEFAULT NULL,
 -- When a lease ends that is wanted until then: with the step's timeout at the latest.
 CREATE FUNCTION coord_internal.lease_end(definition bigint, ordinal int, claimed_at timestamptz,
     wanted timestamptz)
-  RETURNS timestamptz AS 'MODULE_PATHNAME', 'coord_internal_lease_end' LANGUAGE C STABLE;
+  RETURNS timestamptz AS 'MODULE_PATHNAME', 'coord_internal_lease_end' LANGUAGE C STABLE STRICT;
 -- When somebody last claimed from a queue, as far as shared memory knows.
 CREATE FUNCTION coord_internal.queue_last_claim(queue text)
   RETURNS timestamptz AS 'MODULE_PATHNAME', 'coord_internal_queue_last_claim' LANGUAGE C;

@@ -138,8 +138,11 @@ coord_internal_lease_end(PG_FUNCTION_ARGS)
 	int			ordinal = PG_GETARG_INT32(1);
 	TimestampTz claimed_at = PG_GETARG_TIMESTAMPTZ(2);
 	TimestampTz result = PG_GETARG_TIMESTAMPTZ(3);
-	int			timeout_ms = def->steps[ordinal].timeout_ms;
+	int			timeout_ms;
 
+	if (ordinal < 0 || ordinal >= def->nsteps)
+		elog(ERROR, "saga definition " INT64_FORMAT " has no step %d", def->id, ordinal);
+	timeout_ms = def->steps[ordinal].timeout_ms;
 	if (timeout_ms > 0)
 		result = Min(result, claimed_at + timeout_ms * INT64CONST(1000));
 	PG_RETURN_TIMESTAMPTZ(result);
