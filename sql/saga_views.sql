@@ -65,7 +65,7 @@ CREATE VIEW coord.saga_steps WITH (security_barrier) AS
                   ELSE coalesce(t.status, 'pending') END END AS status,
          -- a running attempt is not written down before it ends
          CASE WHEN w.phase IS DISTINCT FROM t.phase AND w.phase IS NOT NULL THEN 0
-           ELSE coalesce(k.attempt, t.attempt, 0) END + (w.phase IS NOT NULL)::int AS attempt,
+           ELSE coalesce(nullif(k.attempt, 0), t.attempt, 0) END + (w.phase IS NOT NULL)::int AS attempt,
          CASE WHEN t.has_result THEN coalesce(t.result, 'null') END AS result,
          coalesce(t.error, k.error) AS error, coalesce(t.sqlstate, k.sqlstate) AS sqlstate,
          coalesce(t.error_detail, k.error_detail) AS error_detail,

@@ -69,6 +69,7 @@ CREATE TABLE coord_internal.task_gone (
   id bigint PRIMARY KEY,
   saga_id bigint NOT NULL,
   owner oid NOT NULL,
+  queue text NOT NULL,
   token bigint NOT NULL,
   status text NOT NULL CONSTRAINT task_gone_status CHECK (status IN ('completed', 'cancelled')),
   at timestamptz NOT NULL

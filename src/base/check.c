@@ -7,6 +7,7 @@
  */
 #include "postgres.h"
 
+#include "access/xlog.h"
 #include "lib/stringinfo.h"
 #include "nodes/parsenodes.h"
 #include "utils/builtins.h"
@@ -118,4 +119,15 @@ coord_internal_raise(PG_FUNCTION_ARGS)
 			 errmsg("%s", message),
 			 hint ? errhint("%s", hint) : 0));
 	PG_RETURN_NULL();
+}
+
+/* 25006 on a standby. */
+void
+check_not_in_recovery(const char *what)
+{
+	if (RecoveryInProgress())
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("%s cannot be executed during recovery", what),
+				 errhint("Nothing runs on a standby: ask the primary.")));
 }

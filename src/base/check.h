@@ -20,6 +20,7 @@ extern char *check_text(FunctionCallInfo fcinfo, int argument, const char *name)
 extern char *check_optional_text(FunctionCallInfo fcinfo, int argument);
 extern void check_name(const char *what, const char *name);
 extern void check_nonatomic(FunctionCallInfo fcinfo, const char *procedure);
+extern void check_not_in_recovery(const char *what);
 extern char *check_near_names(const char *name, List *candidates);
 
 #endif							/* COORD_CHECK_H */

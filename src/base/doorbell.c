@@ -326,23 +326,6 @@ doorbell_pop(DatabaseSlot *slot, QueueEntry *entries, int max)
 	return count;
 }
 
-/*
- * Put entries read from the tables into the queue, as many as have room.
- * Returns how many had.
- */
-int
-doorbell_push(DatabaseSlot *slot, const QueueEntry *entries, int count)
-{
-	int			i;
-
-	ensure_queue(slot);
-	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
-	for (i = 0; i < count && slot->queued < COORD_QUEUE_SIZE; i++)
-		push_locked(slot, entries[i]);
-	LWLockRelease(&coord_shared->lock);
-	return i;
-}
-
 /* Bring the next timer forward; the lock is held. */
 static void
 lower_wake_locked(DatabaseSlot *slot, TimestampTz wake_at)
@@ -696,6 +679,29 @@ tell_launcher_locked(DatabaseSlot *slot, TimestampTz now)
 	slot->told_at = now;
 	if (coord_shared->launcher_pid != 0)
 		SetLatch(&ProcGlobal->allProcs[coord_shared->launcher_procno].procLatch);
+}
+
+/*
+ * Put entries read from the tables, or taken back, into the queue, as many as
+ * have room.  Returns how many had.  Tasks may be long, and are many hands' work.
+ */
+int
+doorbell_push(DatabaseSlot *slot, const QueueEntry *entries, int count)
+{
+	int			tasks = 0;
+	int			i;
+
+	ensure_queue(slot);
+	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
+	for (i = 0; i < count && slot->queued < COORD_QUEUE_SIZE; i++)
+	{
+		push_locked(slot, entries[i]);
+		tasks += entries[i].task;
+	}
+	if (tasks > 0)
+		want_workers_locked(slot, tasks, wake_locked(slot->database, tasks));
+	LWLockRelease(&coord_shared->lock);
+	return i;
 }
 
 static void

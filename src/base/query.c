@@ -21,9 +21,11 @@
 
 #include "access/xact.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_type.h"
 #include "jit/jit.h"
 #include "miscadmin.h"
 #include "optimizer/cost.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/guc.h"
@@ -247,4 +249,16 @@ query_text(MemoryContext context, uint64 row, int column)
 	result = TextDatumGetCString(value);
 	MemoryContextSwitchTo(old);
 	return result;
+}
+
+/* An array argument, in the current memory context. */
+Datum
+query_int8_array(const int64 *values, int count)
+{
+	Datum	   *elements = palloc(sizeof(Datum) * Max(count, 1));
+
+	for (int i = 0; i < count; i++)
+		elements[i] = Int64GetDatum(values[i]);
+	return PointerGetDatum(construct_array(elements, count, INT8OID, 8, true,
+										   TYPALIGN_DOUBLE));
 }

@@ -9,6 +9,8 @@
 #define COORD_QUERY_H
 
 #include "executor/spi.h"
+#include "utils/jsonb.h"
+#include "utils/timestamp.h"
 
 #include "base/identity.h"
 
@@ -44,5 +46,41 @@ extern void query_end(QueryScope *scope);
 extern Datum query_value(uint64 row, int column, bool *isnull);
 extern char *query_text(MemoryContext context, uint64 row, int column);
 extern Datum query_copy(MemoryContext context, uint64 row, int column, bool *isnull);
+extern Datum query_int8_array(const int64 *values, int count);
+
+/* Columns of the last result; a time or a document is 0 for null. */
+static inline int64
+query_int8(uint64 row, int column)
+{
+	bool		isnull;
+
+	return DatumGetInt64(query_value(row, column, &isnull));
+}
+
+static inline int
+query_int4(uint64 row, int column)
+{
+	bool		isnull;
+
+	return DatumGetInt32(query_value(row, column, &isnull));
+}
+
+static inline TimestampTz
+query_time(uint64 row, int column)
+{
+	bool		isnull;
+	Datum		value = query_value(row, column, &isnull);
+
+	return isnull ? 0 : DatumGetTimestampTz(value);
+}
+
+static inline Jsonb *
+query_jsonb(MemoryContext context, uint64 row, int column)
+{
+	bool		isnull;
+	Datum		value = query_copy(context, row, column, &isnull);
+
+	return isnull ? NULL : DatumGetJsonbP(value);
+}
 
 #endif							/* COORD_QUERY_H */

@@ -375,6 +375,7 @@ work(void)
 			my_database->scan = true;
 		nstaged = 1;
 		doorbell_wake_workers(MyDatabaseId, 1);
+		doorbell_wake_launcher();	/* should nobody sleep, it will see */
 	}
 
 	switch (saga_worker_turn(staged, count, &result))

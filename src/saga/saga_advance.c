@@ -313,7 +313,7 @@ saga_turn_back(Saga *saga, bool cancelled, const char *cause, const char *error)
 	saga->backward = true;
 	saga->dirty = true;
 	saga->wake_at = clock_now();
-	if (saga->nundo > 0 || waiting)
+	if (saga->nundo > 0 || waiting || saga_any_child_undone(saga))
 		saga_set_status(saga, cancelled ? SAGA_EVENT_CANCEL : SAGA_EVENT_FAIL);
 	else
 		saga_set_status(saga, cancelled ? SAGA_EVENT_CANCEL_NOTHING_DONE :
@@ -875,6 +875,7 @@ saga_settle(Saga *saga)
 		undone = undone || saga->steps[i].status == STEP_COMPENSATED ||
 			(saga->steps[i].status == STEP_SKIPPED && saga->steps[i].items > 0 &&
 			 saga->steps[i].phase == PHASE_COMPENSATION && saga_any_item_undone(saga, i));
+	undone = undone || saga_any_child_undone(saga);
 	saga_set_status(saga, undone ? SAGA_EVENT_ALL_UNDONE : SAGA_EVENT_NOTHING_UNDONE);
 }
 

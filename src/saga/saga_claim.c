@@ -26,7 +26,6 @@
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -499,16 +498,6 @@ duration(FunctionCallInfo fcinfo, int argument, const char *name, int64 default_
 				 zero_allowed ? errmsg("%s must not be negative", name) :
 				 errmsg("%s must be greater than 0 and finite", name)));
 	return us;
-}
-
-static void
-check_not_in_recovery(const char *what)
-{
-	if (RecoveryInProgress())
-		ereport(ERROR,
-				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
-				 errmsg("%s cannot be executed during recovery", what),
-				 errhint("Nothing runs on a standby: ask the primary.")));
 }
 
 /* coord.task_claim(queue, max_tasks, worker, lease, timeout) */

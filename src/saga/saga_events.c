@@ -45,17 +45,6 @@
 #define HOLD_MULTIPLE 20
 #define MAX_HOLD_US (USECS_PER_SEC / 2)
 
-Datum
-int8_array(const int64 *values, int count)
-{
-	Datum	   *elements = palloc(sizeof(Datum) * Max(count, 1));
-
-	for (int i = 0; i < count; i++)
-		elements[i] = Int64GetDatum(values[i]);
-	return PointerGetDatum(construct_array(elements, count, INT8OID, 8, true,
-										   TYPALIGN_DOUBLE));
-}
-
 /* ----------------------------------------------------------------
  *		The inbox
  * ----------------------------------------------------------------
@@ -91,7 +80,7 @@ saga_tell(const int64 *ids, const int *priorities, const Oid *owners, int count)
 	}
 	else
 	{
-		values[0] = int8_array(ids, count);
+		values[0] = query_int8_array(ids, count);
 		query_run(&insert, values, NULL, 0);
 	}
 	query_end(&scope);
@@ -203,19 +192,19 @@ load_single_tasks(MemoryContext context, Saga **sagas, int count)
 	{
 		TaskEvent	event = {0};
 
-		event.ordinal = get_int4(i, 2);
+		event.ordinal = query_int4(i, 2);
 		event.phase = get_phase(i, 3);
-		event.id = get_int8(i, 4);
+		event.id = query_int8(i, 4);
 		event.status = query_text(context, i, 5);
-		event.attempt = get_int4(i, 6);
-		event.result = get_jsonb(context, i, 7);
-		event.started_at = get_time(i, 8);
-		event.finished_at = get_time(i, 9);
+		event.attempt = query_int4(i, 6);
+		event.result = query_jsonb(context, i, 7);
+		event.started_at = query_time(i, 8);
+		event.finished_at = query_time(i, 9);
 		event.error = query_text(context, i, 10);
 		event.sqlstate = query_text(context, i, 11);
 		event.detail = query_text(context, i, 12);
 		event.context = query_text(context, i, 13);
-		add_task_event(context, sagas, count, get_int8(i, 1), &event);
+		add_task_event(context, sagas, count, query_int8(i, 1), &event);
 	}
 	query_end(&scope);
 }
@@ -254,21 +243,21 @@ load_items(MemoryContext context, Saga **sagas, int count)
 		TaskEvent	event = {0};
 
 		event.items = true;
-		event.ordinal = get_int4(i, 2);
+		event.ordinal = query_int4(i, 2);
 		event.phase = get_phase(i, 3);
-		event.open = get_int4(i, 4);
-		event.completed = get_int4(i, 5);
-		event.failed = get_int4(i, 6);
-		event.stopped = get_int4(i, 7);
+		event.open = query_int4(i, 4);
+		event.completed = query_int4(i, 5);
+		event.failed = query_int4(i, 6);
+		event.stopped = query_int4(i, 7);
 		event.error = query_text(context, i, 8);
 		event.sqlstate = query_text(context, i, 9);
 		event.detail = query_text(context, i, 10);
 		event.context = query_text(context, i, 11);
-		event.cancelled = get_int4(i, 12);
-		add_task_event(context, sagas, count, get_int8(i, 1), &event);
+		event.cancelled = query_int4(i, 12);
+		add_task_event(context, sagas, count, query_int8(i, 1), &event);
 
 		/* To count is not free: not for each item that is finished. */
-		doorbell_hold(get_int8(i, 1), Min(HOLD_MULTIPLE * (GetCurrentTimestamp() - begin),
+		doorbell_hold(query_int8(i, 1), Min(HOLD_MULTIPLE * (GetCurrentTimestamp() - begin),
 										  MAX_HOLD_US));
 	}
 	query_end(&scope);
@@ -297,17 +286,17 @@ load_signals(MemoryContext context, Saga **sagas, int count)
 	if (nids == 0)
 		return;
 	query_begin(&scope);
-	value = int8_array(ids, nids);
+	value = query_int8_array(ids, nids);
 	rows = query_run(&read, &value, NULL, 0);
 	for (uint64 i = 0; i < rows; i++)
 	{
 		MemoryContext old = MemoryContextSwitchTo(context);
-		SagaEvents *events = find_saga(sagas, count, get_int8(i, 1))->events;
+		SagaEvents *events = find_saga(sagas, count, query_int8(i, 1))->events;
 		Signal	   *signal = palloc0(sizeof(Signal));
 
-		signal->id = get_int8(i, 2);
+		signal->id = query_int8(i, 2);
 		signal->name = query_text(context, i, 3);
-		signal->payload = get_jsonb(context, i, 4);
+		signal->payload = query_jsonb(context, i, 4);
 		events->signals = lappend(events->signals, signal);
 		MemoryContextSwitchTo(old);
 	}
@@ -359,19 +348,19 @@ load_children(MemoryContext context, Saga **sagas, int count)
 		}
 	}
 	query_begin(&scope);
-	values[0] = int8_array(ids, nchildren);
-	values[1] = int8_array(children, nchildren);
+	values[0] = query_int8_array(ids, nchildren);
+	values[1] = query_int8_array(children, nchildren);
 	rows = query_run(&read, values, NULL, 0);
 	for (uint64 i = 0; i < rows; i++)
 	{
 		MemoryContext old = MemoryContextSwitchTo(context);
-		SagaEvents *events = find_saga(sagas, count, get_int8(i, 1))->events;
+		SagaEvents *events = find_saga(sagas, count, query_int8(i, 1))->events;
 		ChildEvent *child = palloc0(sizeof(ChildEvent));
 
-		child->id = get_int8(i, 2);
+		child->id = query_int8(i, 2);
 		child->status = query_text(context, i, 3);
 		child->error = query_text(context, i, 4);
-		child->output = get_jsonb(context, i, 5);
+		child->output = query_jsonb(context, i, 5);
 		events->children = lappend(events->children, child);
 		MemoryContextSwitchTo(old);
 	}
@@ -408,12 +397,12 @@ load_parents(MemoryContext context, Saga **sagas, int count)
 	if (n == 0)
 		return;
 	query_begin(&scope);
-	values[0] = int8_array(ids, n);
-	values[1] = int8_array(parents, n);
+	values[0] = query_int8_array(ids, n);
+	values[1] = query_int8_array(parents, n);
 	rows = query_run(&read, values, NULL, 0);
 	for (uint64 i = 0; i < rows; i++)
 	{
-		SagaEvents *events = find_saga(sagas, count, get_int8(i, 1))->events;
+		SagaEvents *events = find_saga(sagas, count, query_int8(i, 1))->events;
 		bool		isnull;
 
 		events->parent = MemoryContextAllocZero(context, sizeof(ParentEvent));
@@ -440,7 +429,7 @@ empty_inbox(Saga **sagas, int count)
 	for (int i = 0; i < count; i++)
 		ids[i] = sagas[i]->id;
 	query_begin(&scope);
-	value = int8_array(ids, count);
+	value = query_int8_array(ids, count);
 	query_run(&empty, &value, NULL, 0);
 	query_end(&scope);
 }
@@ -502,9 +491,9 @@ saga_forget_waits(Turn *turn, Saga **sagas, int count)
 	static Statement forget_tasks = {
 		"WITH gone AS (DELETE FROM coord_internal.task WHERE id IN (SELECT id"
 		"  FROM coord_internal.task WHERE saga_id = ANY ($1) FOR UPDATE SKIP LOCKED)"
-		" RETURNING id, saga_id, owner, token, status, claims)"
-		" INSERT INTO coord_internal.task_gone (id, saga_id, owner, token, status, at)"
-		" SELECT id, saga_id, owner, token, CASE WHEN status IN ('ready', 'held', 'running', 'cancelled')"
+		" RETURNING id, saga_id, owner, queue, token, status, claims)"
+		" INSERT INTO coord_internal.task_gone (id, saga_id, owner, queue, token, status, at)"
+		" SELECT id, saga_id, owner, queue, token, CASE WHEN status IN ('ready', 'held', 'running', 'cancelled')"
 		"  THEN 'cancelled' ELSE 'completed' END, $2 FROM gone"
 		" WHERE claims > 1 OR claims = 1 AND status IN ('ready', 'held', 'running', 'cancelled')",
 		2, {INT8ARRAYOID, TIMESTAMPTZOID}
@@ -535,7 +524,7 @@ saga_forget_waits(Turn *turn, Saga **sagas, int count)
 	if (n == 0)
 		return;
 	query_begin(&scope);
-	values[0] = int8_array(ids, n);
+	values[0] = query_int8_array(ids, n);
 	values[1] = TimestampTzGetDatum(clock_now());
 	query_run(&forget_tasks, values, NULL, 0);
 	if (signals)

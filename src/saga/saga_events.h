@@ -98,44 +98,6 @@ is_probe(const StepDef *step)
 	return step->kind == STEP_LOCAL && step->for_each == NULL;
 }
 
-/* Columns of the last result. */
-static inline int64
-get_int8(uint64 row, int column)
-{
-	bool		isnull;
-
-	return DatumGetInt64(query_value(row, column, &isnull));
-}
-
-static inline int
-get_int4(uint64 row, int column)
-{
-	bool		isnull;
-
-	return DatumGetInt32(query_value(row, column, &isnull));
-}
-
-static inline TimestampTz
-get_time(uint64 row, int column)
-{
-	bool		isnull;
-	Datum		value = query_value(row, column, &isnull);
-
-	return isnull ? 0 : DatumGetTimestampTz(value);
-}
-
-static inline Jsonb *
-get_jsonb(MemoryContext context, uint64 row, int column)
-{
-	bool		isnull;
-	Datum		value = query_copy(context, row, column, &isnull);
-
-	return isnull ? NULL : DatumGetJsonbP(value);
-}
-
-/* saga_events.c */
-extern Datum int8_array(const int64 *values, int count);
-
 /* saga_handout.c */
 extern Jsonb *saga_path_query(JsonPath *path, Jsonb *document, bool first);
 extern void saga_hand_out_later(Turn *turn, const Saga *saga, int ordinal, Phase phase,

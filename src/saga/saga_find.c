@@ -7,7 +7,6 @@
  */
 #include "postgres.h"
 
-#include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "miscadmin.h"
@@ -195,11 +194,7 @@ coord_saga_wait(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("timeout must not be negative")));
 	installation_check();
-	if (RecoveryInProgress())
-		ereport(ERROR,
-				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
-				 errmsg("coord.saga_wait() cannot be executed during recovery"),
-				 errhint("Nothing runs on a standby: ask the primary.")));
+	check_not_in_recovery("coord.saga_wait()");
 	doorbell_attach();
 	if (doorbell_started_here(id))
 		ereport(ERROR,

@@ -100,7 +100,7 @@ check_depth(const Saga *saga)
 
 	query_begin(&scope);
 	query_run(&read, &value, NULL, 0);
-	depth = get_int4(0, 1);
+	depth = query_int4(0, 1);
 	query_end(&scope);
 	if (depth > MAX_DEPTH)
 		ereport(ERROR,
@@ -318,11 +318,11 @@ write_handouts(Turn *turn)
 	for (uint64 i = 0; i < rows; i++)
 	{
 		HandOut    *handout = list_nth(turn->handouts, (int) i);
-		int64		id = get_int8(i, 1);
+		int64		id = query_int8(i, 1);
 
 		announce(handout->saga->priority, handout->saga->owner,
 				 queue_name(&handout->saga->def->steps[handout->ordinal]),
-				 get_int8(i, 2), &id, 1, handout->available_at);
+				 query_int8(i, 2), &id, 1, handout->available_at);
 	}
 	query_end(&scope);
 }
@@ -334,7 +334,7 @@ result_ids(MemoryContext context, uint64 rows)
 	int64	   *ids = MemoryContextAlloc(context, sizeof(int64) * Max(rows, 1));
 
 	for (uint64 i = 0; i < rows; i++)
-		ids[i] = get_int8(i, 1);
+		ids[i] = query_int8(i, 1);
 	return ids;
 }
 
@@ -421,10 +421,10 @@ hand_out_items_again(Turn *turn, Saga *saga, int ordinal, Phase phase)
 	rows = query_run(&update, values, NULL, 0);
 	for (uint64 i = 0; i < rows; i++)
 	{
-		int64		id = get_int8(i, 1);
+		int64		id = query_int8(i, 1);
 
 		if (strcmp(query_text(turn->context, i, 2), "ready") == 0)
-			announce(saga->priority, saga->owner, queue_name(step), get_int8(i, 3), &id, 1, now);
+			announce(saga->priority, saga->owner, queue_name(step), query_int8(i, 3), &id, 1, now);
 	}
 	query_end(&scope);
 	return rows > 0;
@@ -458,9 +458,9 @@ saga_hurry_tasks(const Saga *saga, int ordinal, Phase phase)
 	rows = query_run(&update, values, NULL, 0);
 	for (uint64 i = 0; i < rows; i++)
 	{
-		int64		id = get_int8(i, 1);
+		int64		id = query_int8(i, 1);
 
-		announce(saga->priority, saga->owner, queue_name(step), get_int8(i, 2), &id, 1, now);
+		announce(saga->priority, saga->owner, queue_name(step), query_int8(i, 2), &id, 1, now);
 	}
 	query_end(&scope);
 	return rows > 0;
@@ -547,9 +547,9 @@ saga_let_items_go(int64 saga, const SagaDef *def, int priority, Oid owner, int o
 	rows = query_run(&update, values, NULL, 0);
 	for (uint64 i = 0; i < rows; i++)
 	{
-		int64		id = get_int8(i, 1);
+		int64		id = query_int8(i, 1);
 
-		announce(priority, owner, queue_name(step), get_int8(i, 2), &id, 1, now);
+		announce(priority, owner, queue_name(step), query_int8(i, 2), &id, 1, now);
 	}
 	query_end(&scope);
 }
@@ -799,7 +799,7 @@ id_list(List *list)
 
 	foreach(cell, list)
 		ids[foreach_current_index(cell)] = *(int64 *) lfirst(cell);
-	return int8_array(ids, list_length(list));
+	return query_int8_array(ids, list_length(list));
 }
 
 /* Write what the turn has noted; part of saga_flush(). */

@@ -53,15 +53,6 @@ PG_FUNCTION_INFO_V1(coord_task_extend);
 PG_FUNCTION_INFO_V1(coord_task_release);
 PG_FUNCTION_INFO_V1(coord_task_revoke);
 
-static TimestampTz
-get_time(uint64 row, int column)
-{
-	bool		isnull;
-	Datum		value = query_value(row, column, &isnull);
-
-	return isnull ? 0 : DatumGetTimestampTz(value);
-}
-
 /*
  * Rows of the last result that begin with LEASE_COLUMNS.  Their definitions are
  * looked up by lease_get_definitions(), after query_end().
@@ -89,8 +80,8 @@ lease_read(MemoryContext context, uint64 rows, int64 **definitions)
 		lease->position = DatumGetInt64(query_value(i, 9, &isnull));
 		lease->attempt = DatumGetInt32(query_value(i, 10, &isnull));
 		lease->worker = query_text(context, i, 11);
-		lease->claimed_at = get_time(i, 12);
-		lease->expires_at = get_time(i, 13);
+		lease->claimed_at = query_time(i, 12);
+		lease->expires_at = query_time(i, 13);
 		lease->item = DatumGetInt32(query_value(i, 14, &isnull));
 	}
 	return leases;
@@ -224,7 +215,7 @@ judge(int64 id, int64 token)
 		2, {INT8OID, INT8OID}
 	};
 	static Statement read_gone = {
-		"SELECT status, token = $2 FROM coord_internal.task_gone WHERE id = $1",
+		"SELECT status, token = $2, owner, queue FROM coord_internal.task_gone WHERE id = $1",
 		2, {INT8OID, INT8OID}
 	};
 	static Statement given_out = {
@@ -246,10 +237,7 @@ judge(int64 id, int64 token)
 	values[0] = Int64GetDatum(id);
 	values[1] = Int64GetDatum(token);
 	if (query_run_latest(&read, values, NULL, 1) > 0)
-	{
-		queue = query_text(context, 0, 4);
 		held = DatumGetBool(query_value(0, 5, &isnull));
-	}
 	else if (query_run_latest(&read_gone, values, NULL, 1) == 0)
 	{
 		query_run_latest(&given_out, values, NULL, 1);
@@ -261,12 +249,11 @@ judge(int64 id, int64 token)
 	}
 	status = query_text(context, 0, 1);
 	same = DatumGetBool(query_value(0, 2, &isnull));
-	if (queue != NULL)
-		owner = DatumGetObjectId(query_value(0, 3, &isnull));
+	owner = DatumGetObjectId(query_value(0, 3, &isnull));
+	queue = query_text(context, 0, 4);
 	query_end(&scope);
 
-	if (queue != NULL)
-		check_access(id, queue, owner);
+	check_access(id, queue, owner);
 	return held ? REFUSAL_NONE : judge_ended(status, same);
 }
 
@@ -373,6 +360,7 @@ coord_task_complete(PG_FUNCTION_ARGS)
 	char	   *failure = saga_result_failure(result);
 
 	installation_check();
+	check_not_in_recovery("coord.task_complete()");
 	do
 	{
 		if (failure != NULL ? task_fail_by_result(id, token, failure) :
@@ -541,6 +529,7 @@ coord_task_complete_many(PG_FUNCTION_ARGS)
 	int			naccepted = 0;
 
 	installation_check();
+	check_not_in_recovery("coord.task_complete_many()");
 	completions = get_completions(fcinfo, &count);
 	good = palloc(sizeof(Completion *) * Max(count, 1));
 	accepted = palloc(sizeof(int64) * Max(count, 1));
@@ -622,6 +611,7 @@ coord_task_extend(PG_FUNCTION_ARGS)
 					 errmsg("lease must be greater than 0 and finite")));
 	}
 	installation_check();
+	check_not_in_recovery("coord.task_extend()");
 	while ((result = extend(id, token, lease_us)) == 0)
 	{
 		if (lease_refusal(id, token) == REFUSAL_ENDED)
@@ -663,6 +653,7 @@ coord_task_release(PG_FUNCTION_ARGS)
 	int64		token = required_int8(fcinfo, 1, "token");
 
 	installation_check();
+	check_not_in_recovery("coord.task_release()");
 	do
 	{
 		Lease	   *lease = lease_lock(id, token);
@@ -758,6 +749,7 @@ coord_task_revoke(PG_FUNCTION_ARGS)
 	uint64		rows;
 
 	installation_check();
+	check_not_in_recovery("coord.task_revoke()");
 	check_revoke(id);
 	query_begin(&scope);
 	rows = query_run(&lock, &value, NULL, 0);

@@ -377,6 +377,9 @@ queue_lock(const char *queue, bool lock)
 		UnlockDatabaseObject(queue_relation(), hash, 0, ExclusiveLock);
 }
 
+/* One task in about twelve days; less is a mistake. */
+#define MIN_RATE 1e-6
+
 /* A limit as it is stored: NULL for "no limit". */
 static Datum
 limit_value(FunctionCallInfo fcinfo, int argument, bool *isnull)
@@ -384,10 +387,11 @@ limit_value(FunctionCallInfo fcinfo, int argument, bool *isnull)
 	bool		is_rate = argument == 2;
 	double		value = is_rate ? PG_GETARG_FLOAT8(argument) : PG_GETARG_INT32(argument);
 
-	if (!(value > 0))
+	if (!(value > 0) || (is_rate && value < MIN_RATE))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be greater than 0", is_rate ? "rate_limit" : "max_running"),
+				 is_rate ? errmsg("rate_limit must be at least %g per second", MIN_RATE) :
+				 errmsg("max_running must be greater than 0"),
 				 errhint("To stop a queue, set paused; for no limit, %s.",
 						 is_rate ? "'infinity'" : "2147483647")));
 	*isnull = is_rate ? isinf(value) : value == PG_INT32_MAX;

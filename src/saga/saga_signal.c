@@ -80,6 +80,7 @@ coord_saga_signal(PG_FUNCTION_ARGS)
 	if (signal_id != NULL)
 		check_name("signal_id", signal_id);
 	installation_check();
+	check_not_in_recovery("coord.saga_signal()");
 	status = saga_status_or_error(id);
 	if (saga_status_is_final(machine_state(&saga_machine, status)))
 		PG_RETURN_TEXT_P(cstring_to_text(status));

@@ -25,6 +25,7 @@
 
 #include "base/clock.h"
 #include "base/debug_point.h"
+#include "base/guc.h"
 #include "base/installation.h"
 #include "base/json.h"
 #include "base/query.h"
@@ -118,23 +119,6 @@ set_correlation(Saga *saga, const pg_uuid_t *uuid)
 	saga->has_correlation = true;
 }
 
-static TimestampTz
-get_time(uint64 row, int column)
-{
-	bool		isnull;
-	Datum		value = query_value(row, column, &isnull);
-
-	return isnull ? 0 : DatumGetTimestampTz(value);
-}
-
-static int64
-get_int(uint64 row, int column)
-{
-	bool		isnull;
-
-	return DatumGetInt64(query_value(row, column, &isnull));
-}
-
 static bool
 same_text(uint64 row, int column, const char *expected)
 {
@@ -153,9 +137,9 @@ read_saga(MemoryContext context, uint64 row, int64 *definition)
 	bool		isnull;
 	Datum		value;
 
-	saga->id = get_int(row, 1);
+	saga->id = query_int8(row, 1);
 	saga->tid = *(ItemPointer) DatumGetPointer(query_value(row, 2, &isnull));
-	*definition = get_int(row, 3);
+	*definition = query_int8(row, 3);
 	saga->owner = DatumGetObjectId(query_value(row, 4, &isnull));
 	if (same_text(row, 5, "running"))
 		saga->status = SAGA_RUNNING;
@@ -171,16 +155,16 @@ read_saga(MemoryContext context, uint64 row, int64 *definition)
 	value = query_value(row, 12, &isnull);
 	if (!isnull)
 		set_correlation(saga, DatumGetUUIDP(value));
-	saga->created_at = get_time(row, 13);
-	saga->started_at = get_time(row, 14);
-	saga->wake_at = get_time(row, 15);
-	saga->deadline_at = get_time(row, 16);
+	saga->created_at = query_time(row, 13);
+	saga->started_at = query_time(row, 14);
+	saga->wake_at = query_time(row, 15);
+	saga->deadline_at = query_time(row, 16);
 	saga->next_sequence = DatumGetInt32(query_value(row, 17, &isnull));
 	saga->has_steps = DatumGetBool(query_value(row, 18, &isnull));
-	saga->start_at = get_time(row, 19);
+	saga->start_at = query_time(row, 19);
 	(void) query_value(row, 20, &isnull);
-	saga->parent = isnull ? 0 : get_int(row, 20);
-	saga->finished_at = get_time(row, 21);
+	saga->parent = isnull ? 0 : query_int8(row, 20);
+	saga->finished_at = query_time(row, 21);
 	saga->parked = saga->status == SAGA_COMPLETED;
 	return saga;
 }
@@ -245,7 +229,7 @@ load_steps(Turn *turn, Saga **sagas, int count, bool results)
 		int			ordinal;
 		bool		isnull;
 
-		key.id = get_int(i, 1);
+		key.id = query_int8(i, 1);
 		saga = *(Saga **) bsearch(&keyp, sagas, count, sizeof(Saga *), compare_id);
 		ordinal = DatumGetInt32(query_value(i, 2, &isnull));
 		if (ordinal < 0 || ordinal >= saga->def->nsteps)
@@ -265,12 +249,12 @@ load_steps(Turn *turn, Saga **sagas, int count, bool results)
 		state->sqlstate = query_text(turn->context, i, 10);
 		state->detail = query_text(turn->context, i, 11);
 		state->context = query_text(turn->context, i, 12);
-		state->next_attempt_at = get_time(i, 13);
-		state->started_at = get_time(i, 14);
-		state->finished_at = get_time(i, 15);
+		state->next_attempt_at = query_time(i, 13);
+		state->started_at = query_time(i, 14);
+		state->finished_at = query_time(i, 15);
 		state->waiting = DatumGetBool(query_value(i, 16, &isnull));
 		(void) query_value(i, 17, &isnull);
-		state->child = isnull ? 0 : get_int(i, 17);
+		state->child = isnull ? 0 : query_int8(i, 17);
 		state->items = DatumGetInt32(query_value(i, 18, &isnull));
 		if (isnull)
 			state->items = 0;
@@ -291,15 +275,11 @@ load(Turn *turn, Statement *statement, const int64 *ids, int count, TimestampTz 
 {
 	Saga	  **sagas = palloc(sizeof(Saga *) * Max(count, 1));
 	int64	   *definitions = palloc(sizeof(int64) * Max(count, 1));
-	Datum	   *elements = palloc(sizeof(Datum) * Max(count, 1));
 	QueryScope	scope;
 	Datum		values[3];
 	uint64		rows;
 
-	for (int i = 0; i < count; i++)
-		elements[i] = Int64GetDatum(ids[i]);
-	values[0] = PointerGetDatum(construct_array(elements, count, INT8OID, 8, true,
-												TYPALIGN_DOUBLE));
+	values[0] = query_int8_array(ids, count);
 	values[1] = TimestampTzGetDatum(due);
 	values[2] = Int64GetDatum(installation_home());
 
@@ -627,6 +607,9 @@ write_finished(Saga **sagas, int count)
 	{
 		Saga	   *saga = sagas[i];
 
+		/* One kept for its parent for so long that its place there is gone. */
+		if (saga->finished_at < clock_now() - guc_saga_retention * USECS_PER_MINUTE / 2)
+			saga->finished_at = clock_now();
 		columns[0].values[i] = PointerGetDatum(&saga->tid);
 		column_text(&columns[1], i, saga->def->name);
 		columns[2].values[i] = Int32GetDatum(saga->def->version);

@@ -114,7 +114,7 @@ collect_results(Turn *turn, const Saga *saga, int ordinal)
 	values[0] = Int64GetDatum(saga->id);
 	values[1] = Int32GetDatum(ordinal);
 	query_run(&read, values, NULL, 0);
-	result = get_jsonb(turn->context, 0, 1);
+	result = query_jsonb(turn->context, 0, 1);
 	if (saga->def->steps[ordinal].compensation == NULL)
 		query_run(&forget, values, NULL, 0);
 	query_end(&scope);
@@ -174,8 +174,8 @@ fill_items(const Saga *saga, int ordinal, Phase phase)
 	values[1] = Int32GetDatum(ordinal);
 	values[2] = CStringGetTextDatum(saga_phase_name(phase));
 	query_run(&read, values, NULL, 0);
-	in_hand = get_int4(0, 1);
-	held = get_int4(0, 2);
+	in_hand = query_int4(0, 1);
+	held = query_int4(0, 2);
 	query_end(&scope);
 	if (held > 0 && in_hand < saga->def->steps[ordinal].max_parallel)
 		saga_let_items_go(saga->id, saga->def, saga->priority, saga->owner, ordinal, phase, -1,
@@ -426,6 +426,37 @@ withdraw(Turn *turn, Saga *saga, int ordinal)
 
 	saga_end_waiting(saga, ordinal);
 	give_up(saga, ordinal);
+}
+
+/* Has a saga that is a step, and failed as such, undone what it had done? */
+bool
+saga_any_child_undone(const Saga *saga)
+{
+	static Statement read = {
+		"SELECT FROM coord_internal.saga_archive WHERE id = ANY ($1) AND status = 'compensated'",
+		1, {INT8ARRAYOID}
+	};
+	int64	   *ids;
+	int			n = 0;
+	QueryScope	scope;
+	Datum		value;
+	bool		found;
+
+	if (!saga->def->waits)
+		return false;
+	ids = palloc(sizeof(int64) * saga->def->nsteps);
+	for (int i = 0; i < saga->def->nsteps; i++)
+	{
+		if (saga->steps[i].child != 0 && saga->steps[i].status == STEP_FAILED)
+			ids[n++] = saga->steps[i].child;
+	}
+	if (n == 0)
+		return false;
+	query_begin(&scope);
+	value = query_int8_array(ids, n);
+	found = query_run(&read, &value, NULL, 1) > 0;
+	query_end(&scope);
+	return found;
 }
 
 /* Is any item of a step compensated, whose other compensations were skipped? */

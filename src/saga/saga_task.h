@@ -68,6 +68,7 @@ extern void saga_tell_parents(Saga **sagas, int count);
 extern void saga_forget_gone_tasks(void);
 extern void saga_let_items_go(int64 saga, const SagaDef *def, int priority, Oid owner,
 							  int ordinal, Phase phase, int item, int finished);
+extern bool saga_any_child_undone(const Saga *saga);
 extern bool saga_any_item_undone(const Saga *saga, int ordinal);
 extern bool saga_condition_holds(JsonPath *path, Jsonb *document);
 extern void saga_tell(const int64 *ids, const int *priorities, const Oid *owners, int count);

@@ -230,6 +230,7 @@ coord_task_fail(PG_FUNCTION_ARGS)
 					 errmsg("retry_in must not be negative")));
 	}
 	installation_check();
+	check_not_in_recovery("coord.task_fail()");
 	do
 	{
 		if (fail(id, token, error, retryable, retry_us, false))

@@ -80,7 +80,6 @@ claim(Turn *turn, const int64 *ids, int count, int *nclaimed)
 		2, {INT8ARRAYOID, TIMESTAMPTZOID}
 	};
 	MemoryContext context = turn->context;
-	Datum	   *elements = palloc(sizeof(Datum) * count);
 	QueryScope	scope;
 	Datum		values[2];
 	Work	   *works;
@@ -88,10 +87,7 @@ claim(Turn *turn, const int64 *ids, int count, int *nclaimed)
 	Datum		ctid;
 	bool		isnull;
 
-	for (int i = 0; i < count; i++)
-		elements[i] = Int64GetDatum(ids[i]);
-	values[0] = PointerGetDatum(construct_array(elements, count, INT8OID, 8, true,
-												TYPALIGN_DOUBLE));
+	values[0] = query_int8_array(ids, count);
 	values[1] = TimestampTzGetDatum(clock_now());
 	query_begin(&scope);
 	rows = query_run(&claim, values, NULL, 0);

@@ -387,6 +387,21 @@ saga_turn_size(void)
  * ----------------------------------------------------------------
  */
 
+/* Rows of the last result: id, priority, owner. */
+static void
+read_entries(QueueEntry *entries, uint64 rows, bool tasks)
+{
+	for (uint64 i = 0; i < rows; i++)
+	{
+		bool		isnull;
+
+		entries[i].id = query_int8(i, 1);
+		entries[i].priority = query_int4(i, 2);
+		entries[i].owner = DatumGetObjectId(query_value(i, 3, &isnull));
+		entries[i].task = tasks;
+	}
+}
+
 /*
  * Due sagas after the mark (wake_at, id), up to "until"; at most "max".  The
  * mark is what keeps dead index entries before it, which somebody's snapshot
@@ -406,7 +421,6 @@ saga_scan_due(TimestampTz mark_at, int64 mark_id, TimestampTz until,
 	QueryScope	scope;
 	Datum		values[4];
 	uint64		rows;
-	bool		isnull;
 
 	query_begin(&scope);
 	values[0] = TimestampTzGetDatum(mark_at);
@@ -414,14 +428,11 @@ saga_scan_due(TimestampTz mark_at, int64 mark_id, TimestampTz until,
 	values[2] = TimestampTzGetDatum(until);
 	values[3] = Int32GetDatum(max);
 	rows = query_run(&scan, values, NULL, 0);
-	for (uint64 i = 0; i < rows; i++)
+	read_entries(entries, rows, false);
+	if (rows > 0)
 	{
-		entries[i].id = DatumGetInt64(query_value(i, 1, &isnull));
-		entries[i].priority = DatumGetInt32(query_value(i, 2, &isnull));
-		entries[i].owner = DatumGetObjectId(query_value(i, 3, &isnull));
-		entries[i].task = false;
-		*last_at = DatumGetTimestampTz(query_value(i, 4, &isnull));
-		*last_id = entries[i].id;
+		*last_at = query_time(rows - 1, 4);
+		*last_id = entries[rows - 1].id;
 	}
 	query_end(&scope);
 	return (int) rows;
@@ -443,19 +454,12 @@ saga_scan_priority(TimestampTz until, QueueEntry *entries, int max)
 	QueryScope	scope;
 	Datum		values[2];
 	uint64		rows;
-	bool		isnull;
 
 	query_begin(&scope);
 	values[0] = TimestampTzGetDatum(until);
 	values[1] = Int32GetDatum(max);
 	rows = query_run(&scan, values, NULL, 0);
-	for (uint64 i = 0; i < rows; i++)
-	{
-		entries[i].id = DatumGetInt64(query_value(i, 1, &isnull));
-		entries[i].priority = DatumGetInt32(query_value(i, 2, &isnull));
-		entries[i].owner = DatumGetObjectId(query_value(i, 3, &isnull));
-		entries[i].task = false;
-	}
+	read_entries(entries, rows, false);
 	query_end(&scope);
 	return (int) rows;
 }
@@ -473,17 +477,10 @@ saga_scan_inbox(QueueEntry *entries, int max)
 	QueryScope	scope;
 	Datum		value = Int32GetDatum(max);
 	uint64		rows;
-	bool		isnull;
 
 	query_begin(&scope);
 	rows = query_run(&scan, &value, NULL, 0);
-	for (uint64 i = 0; i < rows; i++)
-	{
-		entries[i].id = DatumGetInt64(query_value(i, 1, &isnull));
-		entries[i].priority = DatumGetInt32(query_value(i, 2, &isnull));
-		entries[i].owner = DatumGetObjectId(query_value(i, 3, &isnull));
-		entries[i].task = false;
-	}
+	read_entries(entries, rows, false);
 	query_end(&scope);
 	return (int) rows;
 }
@@ -509,23 +506,14 @@ saga_scan_tasks(TimestampTz until, QueueEntry *entries, int max, TimestampTz *ne
 	QueryScope	scope;
 	Datum		values[2];
 	uint64		rows;
-	bool		isnull;
 
 	query_begin(&scope);
 	values[0] = TimestampTzGetDatum(until);
 	values[1] = Int32GetDatum(max);
 	rows = query_run(&scan, values, NULL, 0);
-	for (uint64 i = 0; i < rows; i++)
-	{
-		entries[i].id = DatumGetInt64(query_value(i, 1, &isnull));
-		entries[i].priority = DatumGetInt32(query_value(i, 2, &isnull));
-		entries[i].owner = DatumGetObjectId(query_value(i, 3, &isnull));
-		entries[i].task = true;
-	}
+	read_entries(entries, rows, true);
 	query_run(&later, values, NULL, 0);
-	*next = DatumGetTimestampTz(query_value(0, 1, &isnull));
-	if (isnull)
-		*next = 0;
+	*next = query_time(0, 1);
 	query_end(&scope);
 	return (int) rows;
 }

@@ -363,6 +363,24 @@ CALL coord.run_pending() \gset
 SELECT show('without');
 SELECT did();
 
+-- In the caller's session children are run as well.
+CREATE TABLE ran (key text, status text, output jsonb);
+DO $$
+DECLARE id bigint; status text; output jsonb;
+BEGIN
+  CALL coord.saga_run('level 0', '{"wait": false}', 'run', id, status, output);
+  INSERT INTO ran VALUES ('run', status, output);
+  CALL coord.saga_run('of broken', '{}', 'run broken', id, status, output);
+  INSERT INTO ran VALUES ('run broken', status, output);
+  CALL coord.saga_run('level 0', '{"wait": true}', 'run waiting', id, status, output);
+  INSERT INTO ran VALUES ('run waiting', status, output);
+END $$;
+SELECT key, status, output #> '{kid,kid,kid}' FROM ran;
+SELECT coord.saga_cancel(find('run waiting'));
+CALL coord.run_pending() \gset
+SELECT coord.saga_status(find('run waiting')), did();
+SELECT unattended();
+
 -- Pictures.
 SELECT coord.saga_start('of listens', key => 'picture') IS NOT NULL;
 CALL coord.run_pending() \gset
@@ -374,6 +392,27 @@ CALL coord.run_pending() \gset
 SELECT regexp_replace(coord.saga_picture(find('picture')), '\n  classDef.*', '');
 SELECT coord.saga_timeline(find('picture'));
 SELECT coord.saga_diagram('of listens', 'dot');
+
+-- The parent waits for longer than what is finished is kept.
+SELECT coord.saga_start('parent', key => 'long') IS NOT NULL, coord.saga_start('parent', key => 'long back') IS NOT NULL;
+CALL coord.run_pending() \gset
+SELECT did() IS NOT NULL, at(clock() + '400 days') IS NOT NULL;
+CALL coord.run_pending() \gset
+RESET ROLE;
+-- as housekeeping does
+DO $$
+DECLARE partition regclass;
+BEGIN
+  FOR partition IN SELECT inhrelid FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid WHERE inhparent = 'coord_internal.saga_archive'::regclass AND relname < 'saga_archive_2031' LOOP
+    EXECUTE format('DROP TABLE %s', partition);
+  END LOOP;
+END $$;
+SET ROLE :name;
+SELECT coord.saga_signal(find('long'), 'go'), coord.saga_signal(find('long back'), 'go', '{"success": false}');
+CALL coord.run_pending() \gset
+SELECT coord.saga_status(find('long')), coord.saga_status(find('long back')), did();
+SELECT status, count(*) FROM coord.sagas WHERE name = 'child' AND owner = current_user AND finished_at IS NOT NULL GROUP BY status ORDER BY status COLLATE "C";
+SELECT unattended();
 
 SELECT try('SELECT coord.saga_define(''wrong'', ARRAY[' || step || '])') FROM unnest(ARRAY['coord.step_saga(NULL, ''x'')', 'coord.step_saga(''s'', NULL)', 'coord.step_saga(''s'', '''')', 'coord.step_saga(''s'', ''child'', NULL)', 'coord.step_saga(''s'', ''x'', after => ''{nobody}'')']) AS step;
 

@@ -261,7 +261,22 @@ SELECT unattended();
 SELECT coord.saga_cancel(:other);
 CALL coord.run_pending() \gset
 
--- Running in the caller's session it comes back while it waits, since the clock stands still.
+-- While the engine is paused signals are taken, and looked at afterwards.
+SELECT coord.saga_start('go', key => 'engine paused') IS NOT NULL;
+CALL coord.run_pending() \gset
+RESET ROLE;
+SELECT coord.pause('test');
+SET ROLE :name;
+SELECT coord.saga_signal(find('engine paused'), 'go', '"kept"');
+CALL coord.run_pending() \gset
+SELECT coord.saga_status(find('engine paused'));
+RESET ROLE;
+SELECT coord.resume();
+SET ROLE :name;
+CALL coord.run_pending() \gset
+SELECT show('engine paused');
+
+-- Running in the caller's session it takes its own signals, and comes back while it waits, since the clock stands still.
 SELECT coord.saga_define('run', ARRAY[coord.step('a', 'signal'), coord.step_signal('go', 'go'), coord.step('b', 'act')]);
 CREATE TABLE ran (id bigint, status text, output jsonb);
 DO $$
