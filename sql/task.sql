@@ -22,7 +22,9 @@ CREATE INDEX queue_role_queue ON coord_internal.queue_role (queue, role);
 -- One row for each piece of work that was handed out, until its saga is finished
 -- or, for items, the step.  A claim changes no indexed column, so it is a HOT
 -- update: nothing but "rank" and "position", which never change, leads to a task
--- that is ready.
+-- that is ready.  A page is filled to less than a half, since one statement may
+-- claim all tasks on it: only as long as each new version, which is a little
+-- longer, finds room beside the old one do updates leave the indexes alone.
 CREATE SEQUENCE coord_internal.task_id MAXVALUE 9007199254740991;
 CREATE TABLE coord_internal.task (
   id bigint PRIMARY KEY DEFAULT nextval('coord_internal.task_id'),
@@ -55,7 +57,7 @@ CREATE TABLE coord_internal.task (
   created_at timestamptz NOT NULL,
   started_at timestamptz,
   finished_at timestamptz
-) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.02,
+) WITH (fillfactor = 40, autovacuum_vacuum_scale_factor = 0.02,
         autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0,
         autovacuum_vacuum_insert_threshold = -1,
         autovacuum_analyze_scale_factor = 0.5, autovacuum_analyze_threshold = 10000);
@@ -134,7 +136,7 @@ CREATE FUNCTION coord.queue_configure(queue text, max_running int DEFAULT NULL,
 -- When a lease ends that is wanted until then: with the step's timeout at the latest.
 CREATE FUNCTION coord_internal.lease_end(definition bigint, ordinal int, claimed_at timestamptz,
     wanted timestamptz)
-  RETURNS timestamptz AS 'MODULE_PATHNAME', 'coord_internal_lease_end' LANGUAGE C STABLE;
+  RETURNS timestamptz AS 'MODULE_PATHNAME', 'coord_internal_lease_end' LANGUAGE C STABLE STRICT;
 -- When somebody last claimed from a queue, as far as shared memory knows.
 CREATE FUNCTION coord_internal.queue_last_claim(queue text)
   RETURNS timestamptz AS 'MODULE_PATHNAME', 'coord_internal_queue_last_claim' LANGUAGE C;

@@ -12,8 +12,14 @@
  * Each claim of a task has a token that is greater than all before, also when the
  * clock is set back; whoever has an older one can change nothing any more.
  *
- * saga_queue.c has the rules by which a claim need not read the queue from its
- * start, and those of fairness.
+ * A claim need not be durable: if the server crashes, what was claimed just before
+ * is ready again, as if the lease had expired.  So a transaction that did nothing
+ * but claim does not wait for the disk at its commit.  Whether it did nothing else
+ * is told by the log: the last record of the transaction is the claim's own.  A
+ * completion waits, and what was claimed before is on the disk with it.
+ *
+ * saga_queue_mark.c has the rules by which a claim need not read the queue from
+ * its start, saga_queue_place.c those of fairness.
  *
  *-------------------------------------------------------------------------
  */
@@ -29,6 +35,7 @@
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
+#include "utils/tuplestore.h"
 
 #include "base/access.h"
 #include "base/check.h"
@@ -73,6 +80,53 @@ typedef struct Claimed
 } Claimed;
 
 /*
+ * Where the log of the open transaction ended after its last claim, if it has
+ * done nothing but claim until then; else 0.
+ */
+static XLogRecPtr claims_end = InvalidXLogRecPtr;
+
+/* The session's synchronous_commit while a commit goes without; else -1. */
+static int	saved_synchronous_commit = -1;
+
+static void
+xact_callback(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+			if (claims_end != InvalidXLogRecPtr && claims_end == XactLastRecEnd &&
+				synchronous_commit > SYNCHRONOUS_COMMIT_OFF)
+			{
+				saved_synchronous_commit = synchronous_commit;
+				synchronous_commit = SYNCHRONOUS_COMMIT_OFF;
+			}
+			break;
+		case XACT_EVENT_COMMIT:
+		case XACT_EVENT_ABORT:
+		case XACT_EVENT_PREPARE:
+			if (saved_synchronous_commit >= 0)
+				synchronous_commit = saved_synchronous_commit;
+			saved_synchronous_commit = -1;
+			claims_end = InvalidXLogRecPtr;
+			break;
+		default:
+			break;
+	}
+}
+
+/* Has the open transaction written anything but claims? */
+static bool
+did_nothing_but_claim(void)
+{
+	static bool registered = false;
+
+	if (!registered)
+		RegisterXactCallback(xact_callback, NULL);
+	registered = true;
+	return XactLastRecEnd == claims_end;
+}
+
+/*
  * When a lease ends that was wanted until then: with the step's timeout at the
  * latest.
  */
@@ -83,8 +137,11 @@ coord_internal_lease_end(PG_FUNCTION_ARGS)
 	int			ordinal = PG_GETARG_INT32(1);
 	TimestampTz claimed_at = PG_GETARG_TIMESTAMPTZ(2);
 	TimestampTz result = PG_GETARG_TIMESTAMPTZ(3);
-	int			timeout_ms = def->steps[ordinal].timeout_ms;
+	int			timeout_ms;
 
+	if (ordinal < 0 || ordinal >= def->nsteps)
+		elog(ERROR, "saga definition " INT64_FORMAT " has no step %d", def->id, ordinal);
+	timeout_ms = def->steps[ordinal].timeout_ms;
 	if (timeout_ms > 0)
 		result = Min(result, claimed_at + timeout_ms * INT64CONST(1000));
 	PG_RETURN_TIMESTAMPTZ(result);
@@ -451,6 +508,7 @@ coord_task_claim(PG_FUNCTION_ARGS)
 	Claim		claim = {0};
 	Claimed    *claimed = NULL;
 	int64		timeout_us;
+	bool		nothing_else;
 	int			count;
 
 	claim.queue = check_text(fcinfo, 0, "queue");
@@ -469,6 +527,7 @@ coord_task_claim(PG_FUNCTION_ARGS)
 	check_not_in_recovery("coord.task_claim()");
 	InitMaterializedSRF(fcinfo, 0);
 
+	nothing_else = did_nothing_but_claim();
 	count = claim_or_wait(&claim, GetCurrentTimestamp() + timeout_us, &claimed);
 	if (count > 0)
 	{
@@ -481,6 +540,7 @@ coord_task_claim(PG_FUNCTION_ARGS)
 		for (int i = 0; i < count; i++)
 			put_claimed(rsinfo, &claimed[i], sagas, nsagas);
 	}
+	claims_end = nothing_else ? XactLastRecEnd : InvalidXLogRecPtr;
 	return (Datum) 0;
 }
 
