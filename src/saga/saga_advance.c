@@ -697,9 +697,7 @@ may_go_on(Turn *turn, Saga *saga)
 		return false;
 	if (turn->slot && turn->slot->request_serial != turn->request_serial)
 		return false;			/* an operator waits */
-
-	/* A session's turns are not cut by time: what it sees is the same each time. */
-	return !turn->worker || turn->calls == 0 ||
+	return turn->calls == 0 ||
 		GetCurrentTimestamp() - turn->started <
 		Max(SAGA_BUDGET_US, LOAD_MULTIPLE * (turn->loaded - turn->started));
 }
