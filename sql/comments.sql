@@ -292,9 +292,10 @@ Example: SELECT coord.task_complete(1, 845000000000000, '{"charge": "ch_1"}');$$
 COMMENT ON FUNCTION coord.task_complete_many(bigint[], bigint[], jsonb) IS
 $$Ends many tasks at once; one statement, whatever their number.
 task_ids, tokens: required, of the same length. results: a JSON array of that length. NULL: no results.
-Never fails for a task: one whose token is stale, that was ended before, or whose saga was cancelled is left out.
+Never fails for a task: one whose token is stale, that was ended before, whose saga was cancelled, or that the caller
+may not end is left out.
 Returns the ids accepted. One that is given twice counts once.
-Errors: 22004 null; 22023 different lengths, or results is no array; 42704 a task that the caller may not end.
+Errors: 22004 null; 22023 different lengths, or results is no array.
 Example: SELECT coord.task_complete_many('{1,2}', '{845000000000000,845000000000000}', '[{"ok": true}, null]');$$;
 
 COMMENT ON FUNCTION coord.task_fail(bigint, bigint, text, boolean, interval) IS

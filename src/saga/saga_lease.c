@@ -462,6 +462,63 @@ get_completions(FunctionCallInfo fcinfo, int *count)
 }
 
 /*
+ * Keep those of the pairs, which are in order of ids, whose tasks the current user
+ * may end; returns how many.  One task of which the use was revoked must not keep
+ * him from reporting the others.
+ */
+static int
+keep_allowed(const Completion **pairs, int count)
+{
+	static Statement read = {
+		"SELECT id, queue, owner FROM coord_internal.task WHERE id = ANY ($1) AND queue <> ''"
+		" ORDER BY id",
+		1, {INT8ARRAYOID}
+	};
+	MemoryContext context = CurrentMemoryContext;
+	int64	   *ids = palloc(sizeof(int64) * count);
+	char	  **queues;
+	Oid		   *owners;
+	QueryScope	scope;
+	Datum		value;
+	int			rows;
+	int			kept = 0;
+	int			row = 0;
+	bool		allowed = false;
+
+	for (int i = 0; i < count; i++)
+		ids[i] = pairs[i]->id;
+	query_begin(&scope);
+	value = query_int8_array(ids, count);
+	rows = (int) query_run(&read, &value, NULL, 0);
+	queues = MemoryContextAlloc(context, sizeof(char *) * Max(rows, 1));
+	owners = MemoryContextAlloc(context, sizeof(Oid) * Max(rows, 1));
+	for (int i = 0; i < rows; i++)
+	{
+		bool		isnull;
+
+		ids[i] = query_int8(i, 1);
+		queues[i] = query_text(context, i, 2);
+		owners[i] = DatumGetObjectId(query_value(i, 3, &isnull));
+	}
+	query_end(&scope);
+	for (int i = 0; i < count && row < rows; i++)
+	{
+		if (pairs[i]->id != ids[row])
+			continue;
+		if (row == 0 || owners[row] != owners[row - 1] ||
+			strcmp(queues[row], queues[row - 1]) != 0)
+			allowed = queue_may_act(queues[row], owners[row]);
+		if (allowed)
+			pairs[kept++] = pairs[i];
+
+		/* The same id may come again, with another token. */
+		if (i + 1 == count || pairs[i + 1]->id != ids[row])
+			row++;
+	}
+	return kept;
+}
+
+/*
  * Complete those of the pairs, which are in order of ids, whose tokens are good;
  * returns their ids.
  */
@@ -543,6 +600,8 @@ coord_task_complete_many(PG_FUNCTION_ARGS)
 									 saga_result_failure(completions[i].result)))
 			accepted[naccepted++] = completions[i].id;
 	}
+	if (ngood > 0 && !access_sees_all(GetUserId()))
+		ngood = keep_allowed(good, ngood);
 	if (ngood > 0)
 		naccepted += complete_many(good, ngood, &accepted[naccepted]);
 	qsort(accepted, naccepted, sizeof(int64), compare_int64);

@@ -25,7 +25,7 @@ $node->restart;
 is($node->safe_psql('postgres', q{SELECT count(*) FROM pg_extension WHERE extname = 'coord'}),
   '1', 'still there after a restart');
 unlike(slurp_file($node->logfile),
-  qr/PANIC|FATAL: (?! terminating background worker)/, 'nothing bad in the server log');
+  qr/PANIC|FATAL: (?! terminating (?:background worker|connection))/, 'nothing bad in the server log');
 
 $node->stop;
 done_testing();
