@@ -754,7 +754,10 @@ ring(void)
 		}
 		note_slot->scan = note_slot->scan || note_scan;
 		if (note_resume)
+		{
 			note_slot->halted = false;
+			note_slot->resumed++;
+		}
 		if (note_request)
 		{
 			note_slot->requests = note_slot->requests_left = true;

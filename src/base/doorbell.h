@@ -65,6 +65,7 @@ typedef struct DatabaseSlot
 	bool		scanning;		/* a worker is filling the queue from the tables */
 	bool		more;			/* the reading stopped for want of room */
 	bool		halted;			/* paused or a copy: no worker until resumed */
+	uint32		resumed;		/* raised with each coord.resume() */
 	uint32		request_serial; /* raised with each request */
 	int			wanted_by;		/* pid that wants the database without workers */
 	int			wanted_workers;

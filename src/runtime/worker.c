@@ -252,7 +252,9 @@ scan_tables(bool from_start)
 static void
 check_state(void)
 {
+	uint32		resumed = my_database->resumed;
 	EngineState state;
+	bool		overtaken;
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
@@ -278,8 +280,16 @@ check_state(void)
 	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
 	my_database->installed = true;
 	my_database->probe = false;
-	my_database->halted = state != ENGINE_RUNNING;
+
+	/* A resume that committed after the snapshot must not be taken back. */
+	overtaken = state != ENGINE_RUNNING && my_database->resumed != resumed;
+	my_database->halted = state != ENGINE_RUNNING && !overtaken;
 	LWLockRelease(&coord_shared->lock);
+	if (overtaken)
+	{
+		check_state();
+		return;
+	}
 	if (state == ENGINE_COPY)
 		ereport(WARNING,
 				(errmsg("coord: this database (oid %u) is a copy and nothing will run in it",
