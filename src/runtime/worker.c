@@ -38,6 +38,7 @@
 #include "base/access.h"
 #include "base/clock.h"
 #include "base/compat.h"
+#include "base/debug_point.h"
 #include "base/guc.h"
 #include "base/identity.h"
 #include "base/installation.h"
@@ -275,6 +276,7 @@ check_state(void)
 	if (state == ENGINE_RUNNING)
 		access_refresh_roles();
 	PopActiveSnapshot();
+	DEBUG_POINT("worker_state_read");
 	CommitTransactionCommand();
 
 	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);

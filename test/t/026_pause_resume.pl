@@ -9,22 +9,28 @@ use Test::More;
 
 my $node = PostgreSQL::Test::Cluster->new('pause');
 $node->init;
-$node->append_conf('postgresql.conf', "shared_preload_libraries = 'coord'\ncoord.max_workers = 4");
+$node->append_conf('postgresql.conf', "shared_preload_libraries = 'coord'\ncoord.debug_point = 'wait:worker_state_read'");
 $node->start;
 $node->safe_psql('postgres', q{
   CREATE EXTENSION coord;
   CREATE FUNCTION act(jsonb) RETURNS void LANGUAGE sql AS 'SELECT';
   DO $$ BEGIN PERFORM coord.saga_define('quick', ARRAY[coord.step('one', 'act')]); END $$;
+  SELECT coord.pause();
 });
+ok($node->poll_query_until('postgres', q{SELECT count(*) FROM coord.workers WHERE backend_type = 'coord worker'}, '0'),
+  'no worker during a pause');
 
-# Each start wakes a worker, which meets a pause that is over a moment later.
-my $round = q{SELECT coord.saga_start('quick'); SELECT coord.pause(); SELECT coord.saga_start('quick'); SELECT coord.resume();};
-foreach my $i (1 .. 20)
-{
-  $node->safe_psql('postgres', $round x 10);
-  my $unfinished = $node->poll_query_until('postgres', 'SELECT count(*) FROM coord_internal.saga', '0');
-  ok($unfinished, "round $i: all that was started is finished") or last;
-}
-is($node->safe_psql('postgres', 'SELECT count(*) FROM coord.sagas WHERE status = $$completed$$'), 400, 'each saga once');
+# A worker is sent to look, and has read that the engine is paused.
+my $gate = $node->background_psql('postgres');
+$gate->query_safe(q{SELECT pg_advisory_lock(20190315, hashtext('worker_state_read'))});
+$node->safe_psql('postgres', 'SELECT coord.start_worker()');
+ok($node->poll_query_until('postgres', q{
+    SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'coord worker' AND wait_event = 'advisory'}, '1'),
+  'a worker has read the state');
+$node->safe_psql('postgres', q{SELECT coord.resume(); SELECT coord.saga_start('quick')});
+$gate->query_safe(q{SELECT pg_advisory_unlock_all()});
+is($node->safe_psql('postgres', q{SELECT coord.saga_wait(max(id), '20 s') FROM coord.sagas}), 'completed',
+  'the resume holds');
+$gate->quit;
 $node->stop;
 done_testing();
