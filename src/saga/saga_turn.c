@@ -5,8 +5,9 @@
  *
  * One transaction serves the sagas of one owner.  How many it takes adapts: as
  * long as whole batches get done within the time a turn may last, the next one
- * is larger; when something slow ends a turn early, the next one is as small as
- * what was done.  So short steps share a commit among hundreds, and a slow one
+ * is larger; when something slow ends a turn early, the next one is half as large,
+ * since it may only have been the machine that was busy (what is slow by itself
+ * runs alone, see saga_call.c).  So short steps share a commit among hundreds, and a slow one
  * has locked nothing but its own saga.
  *
  * An error that comes out of a turn has undone all of it.  If a step raised it
@@ -249,7 +250,7 @@ turn_transaction(Turn *turn, QueueEntry *entries, int count, SagaTurnResult *res
 	if (result->fresh)
 		batch_size = 1;
 	else if (result->leftover > 0)
-		batch_size = Max(1, result->sagas);
+		batch_size = Max(Max(1, result->sagas), batch_size / 2);
 	else if (count >= batch_size && !turn->alone)
 		batch_size = Min(SAGA_MAX_BATCH, batch_size * 2);
 	return SAGA_TURN_DONE;
