@@ -459,6 +459,12 @@ look(void)
 			}
 			slot->waited = slot->queued > 0;
 		}
+		else
+		{
+			/* No timer for it: the next one who waits rings at once. */
+			slot->waited = false;
+			slot->told_at = 0;
+		}
 		LWLockRelease(&coord_shared->lock);
 		if (wake)
 			doorbell_wake_workers(slot->database, 1);

@@ -117,6 +117,45 @@ claim(Turn *turn, const int64 *ids, int count, int *nclaimed)
 	return works;
 }
 
+/* How long until a task that could not be claimed is tried again. */
+#define TRY_AGAIN_US USECS_PER_SEC
+
+/*
+ * Fewer tasks were claimed than the queue had.  One that is still ready is being
+ * carried out by somebody else; or it was only locked for a moment by somebody
+ * who did not take it (to let items go may lock one too many), and then this was
+ * its only ring.
+ */
+static void
+try_again_later(const int64 *ids, int count)
+{
+	static Statement read = {
+		"SELECT id, (-rank)::int, owner FROM coord_internal.task t"
+		" WHERE id = ANY ($1) AND queue = '' AND status = 'ready' AND available_at <= $2"
+		" AND EXISTS (SELECT FROM coord_internal.saga s WHERE s.id = t.saga_id"
+		"  AND s.status IN ('running', 'compensating') AND s.backward = (t.phase = 'compensation'))",
+		2, {INT8ARRAYOID, TIMESTAMPTZOID}
+	};
+	QueryScope	scope;
+	Datum		values[2];
+	uint64		rows;
+	TimestampTz now = clock_now();
+
+	query_begin(&scope);
+	values[0] = query_int8_array(ids, count);
+	values[1] = TimestampTzGetDatum(now);
+	rows = query_run(&read, values, NULL, 0);
+	for (uint64 i = 0; i < rows; i++)
+	{
+		bool		isnull;
+
+		doorbell_task_at_commit(query_int8(i, 1), query_int4(i, 2),
+								DatumGetObjectId(query_value(i, 3, &isnull)),
+								now + TRY_AGAIN_US);
+	}
+	query_end(&scope);
+}
+
 /* Read the sagas of claimed tasks. */
 static void
 read_sagas(Turn *turn, Work *works, int count)
@@ -389,6 +428,25 @@ tell(Turn *turn, Work *works, int count)
 	saga_tell(ids, priorities, owners, n);
 }
 
+/* Those of "ids" that were not claimed. */
+static void
+try_missing_again(const Work *works, int nclaimed, const int64 *ids, int count)
+{
+	int64	   *missing = palloc(sizeof(int64) * count);
+	int			n = 0;
+
+	for (int i = 0; i < count; i++)
+	{
+		int			j = 0;
+
+		while (j < nclaimed && works[j].task.id != ids[i])
+			j++;
+		if (j == nclaimed)
+			missing[n++] = ids[i];
+	}
+	try_again_later(missing, n);
+}
+
 /*
  * Claim tasks and carry them out in the open transaction, until the turn should
  * end.  "ids" are then in order: first the "leftover" ones that are to be tried
@@ -407,6 +465,8 @@ saga_carry_out(Turn *turn, int64 *ids, int count, int *leftover, bool *fresh)
 	if (nclaimed > 0)
 		read_sagas(turn, works, nclaimed);
 	take_in_hand(turn, works, nclaimed);
+	if (nclaimed < count)
+		try_missing_again(works, nclaimed, ids, count);
 	PopActiveSnapshot();
 	turn->loaded = GetCurrentTimestamp();
 	turn->nloaded = nclaimed;

@@ -83,11 +83,20 @@ sub start
   return one($dbh, q{SELECT coord.saga_start(?, ?)}, $name, $input);
 }
 
+# For whoever has to find out why something does not go on.
+sub tell_state
+{
+  diag $node->safe_psql('postgres', q{SELECT clock_timestamp(); SELECT id, name, status, wake_at FROM coord.sagas WHERE finished_at IS NULL;
+    SELECT * FROM coord.tasks; SELECT * FROM coord.workers; SELECT * FROM coord_internal.saga_inbox;
+    SELECT pid, state, wait_event, state_change, query FROM pg_stat_activity WHERE backend_type ~ 'coord'});
+  return;
+}
+
 sub status_becomes
 {
   my ($name, $id, $status) = @_;
   local $Test::Builder::Level = $Test::Builder::Level + 1;
-  return eventually($name, $dbh, $status, q{SELECT coord.saga_status(?)}, $id);
+  return eventually($name, $dbh, $status, q{SELECT coord.saga_status(?)}, $id) || tell_state();
 }
 
 # The most that ran at the same time, and in how many processes all did.
@@ -126,7 +135,8 @@ sub gate_becomes
   my ($name, $id, $expected) = @_;
   local $Test::Builder::Level = $Test::Builder::Level + 1;
   return eventually($name, $dbh, $expected, q{SELECT coalesce(string_agg(objid::text, ',' ORDER BY objid), '') FROM pg_locks
-    WHERE locktype = 'advisory' AND granted AND classid = ?}, $id);
+    WHERE locktype = 'advisory' AND granted AND classid = ?}, $id)
+    || tell_state();
 }
 
 sub kill_worker
