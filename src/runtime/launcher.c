@@ -469,7 +469,8 @@ look(void)
 		if (wake)
 			doorbell_wake_workers(slot->database, 1);
 
-		if (workers == 0 && slot->next_wake != 0 && wanted == 0)
+		/* Workers that are there may be in long calls when it is time. */
+		if (slot->next_wake != 0 && wanted == 0)
 			again = slot->next_wake;
 		if (workers < wanted)
 		{
@@ -487,6 +488,9 @@ look(void)
 			else
 				again = start_worker(slot, now);
 		}
+		/* Whatever kept a worker from being started may pass without a ring. */
+		if (again == 0 && (workers < wanted || slot->queued > 0))
+			again = now + USECS_PER_SEC;
 		if (again != 0 && (next == 0 || again < next))
 			next = again;
 	}

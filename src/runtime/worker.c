@@ -93,7 +93,8 @@ worker_exit(int code, Datum arg)
 			slot->failures++;
 			slot->retry_at = GetCurrentTimestamp() + delay / 4;
 		}
-		slot->wanted_workers = 0;
+		if (slot->queued == 0)
+			slot->wanted_workers = 0;
 		if (my_slot->scanning)
 			slot->scanning = false;
 	}
