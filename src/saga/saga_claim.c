@@ -64,7 +64,7 @@ typedef struct Claim
 	int			max_tasks;
 	char	   *worker;
 	int64		lease_us;
-	TimestampTz now;			/* coord's clock, at the last look */
+	TimestampTz now;			/* coord's clock, of the last reading */
 	int64		wait_us;		/* > 0: no sooner is there anything to be had */
 } Claim;
 
@@ -248,9 +248,12 @@ compare_claimed(const void *a, const void *b)
  * A task that was changed after the statement's snapshot, and is ready again, is
  * locked but not found by its address: it is for the next claim.  The mark does
  * not pass it, for whoever made it ready has lowered it or is about to.
+ *
+ * The time is read after the mark: were it read before, a task might become ready
+ * between them, at a later time, and be neither claimed nor held against the mark.
  */
 static int
-claim_tasks(const Claim *claim, const QueueAccess *access, int limit, Claimed **claimed)
+claim_tasks(Claim *claim, const QueueAccess *access, int limit, Claimed **claimed)
 {
 	static Statement statement = {
 		"WITH picked AS (SELECT t.ctid AS tid, s.ctid AS saga_tid, s.xmin AS saga_xmin" CLAIMABLE ")"
@@ -274,7 +277,9 @@ claim_tasks(const Claim *claim, const QueueAccess *access, int limit, Claimed **
 	TimestampTz due = DT_NOEND;
 	int			count;
 
+	DEBUG_POINT("task_claim");
 	queue_reading_begin(&reading, claim->queue, user);
+	claim->now = clock_now();
 	query_begin(&scope);
 	claimable_values(values, claim->queue, user, access, &reading, claim->now, limit);
 	values[10] = Int64GetDatum(claim->now);
@@ -365,12 +370,8 @@ look(Claim *claim, const QueueConfig *config, Claimed **claimed)
 	QueueAccess access;
 
 	queue_access(config, &access);
-	if (queue_take_due(slot, GetUserId(), claim->now))
-	{
-		/* What it makes ready is available from its own now. */
+	if (queue_take_due(slot, GetUserId(), clock_now()))
 		task_sweep_queue(claim->queue);
-		claim->now = clock_now();
-	}
 	if (max_running > 0)
 	{
 		queue_lock(claim->queue, true);
@@ -409,7 +410,6 @@ claim_or_wait(Claim *claim, TimestampTz until, Claimed **claimed)
 		TimestampTz now;
 		TimestampTz wake_at = until;
 
-		claim->now = clock_now();
 		claim->wait_us = 0;
 		if (running && !config->paused)
 			count = look(claim, config, claimed);

@@ -67,7 +67,12 @@ typedef struct Work
 	TimestampTz finished_at;
 } Work;
 
-/* Claim those of "ids" that may be begun; in order of id. */
+/*
+ * Claim those of "ids" that may be begun; in order of id.  That they are tasks of
+ * coord's own workers is known, and not asked: with a word about the queue the
+ * planner, which knows nothing of a table that was empty, may read the whole queue
+ * for it.
+ */
 static Work *
 claim(Turn *turn, const int64 *ids, int count, int *nclaimed)
 {
@@ -75,7 +80,7 @@ claim(Turn *turn, const int64 *ids, int count, int *nclaimed)
 		"SELECT t.id, t.ctid, t.saga_id, t.ordinal, t.item, t.phase, t.attempt, t.item_value,"
 		" t.given, s.ctid, s.xmin"
 		" FROM coord_internal.task t LEFT JOIN coord_internal.saga s ON s.id = t.saga_id"
-		" WHERE t.id = ANY ($1) AND t.queue = '' AND t.status = 'ready'"
+		" WHERE t.id = ANY ($1) AND t.status = 'ready'"
 		" AND t.available_at <= $2 FOR UPDATE OF t SKIP LOCKED",
 		2, {INT8ARRAYOID, TIMESTAMPTZOID}
 	};
@@ -131,7 +136,7 @@ try_again_later(const int64 *ids, int count)
 {
 	static Statement read = {
 		"SELECT id, (-rank)::int, owner FROM coord_internal.task t"
-		" WHERE id = ANY ($1) AND queue = '' AND status = 'ready' AND available_at <= $2"
+		" WHERE id = ANY ($1) AND status = 'ready' AND available_at <= $2"
 		" AND EXISTS (SELECT FROM coord_internal.saga s WHERE s.id = t.saga_id"
 		"  AND s.status IN ('running', 'compensating') AND s.backward = (t.phase = 'compensation'))",
 		2, {INT8ARRAYOID, TIMESTAMPTZOID}
