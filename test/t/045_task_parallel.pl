@@ -74,7 +74,8 @@ $dbh->do($_) foreach (
   q{SELECT coord.saga_define('gated branches', ARRAY[coord.step('a', 'public.at_gate', after => '{}', retry_delay => '10 ms'),
       coord.step('b', 'public.at_gate', after => '{}', retry_delay => '10 ms'), coord.step('n', 'public.note', after => '{a,b}')])},
   q{SELECT coord.saga_define('crashing', ARRAY[coord.step('i', 'public.crash', for_each => '$.input.items[*]', max_attempts => 2,
-      retry_delay => '10 ms', max_failed_items => 1), coord.step('n', 'public.note')])});
+      retry_delay => '10 ms', max_failed_items => 1), coord.step('n', 'public.note')])},
+  q{SELECT coord.saga_define('quick', ARRAY[coord.step('i', 'public.note', for_each => '$.input.items[*]')])});
 
 sub start
 {
@@ -170,6 +171,18 @@ sub ran
 sub workers
 {
   return one($dbh, 'SELECT count(*) ' . WORKERS, 'postgres');
+}
+
+### Work in proportion
+
+# Of tables that were empty when a statement was planned nothing is known.
+{
+  my $n = 3000;
+  my $id = one($dbh, q{SELECT coord.saga_start('quick', jsonb_build_object('items', ARRAY(SELECT generate_series(1, ?::int))))}, $n);
+  status_becomes('many quick items are done', $id, 'completed');
+  eventually('the workers have gone', $dbh, 0, 'SELECT count(*) ' . WORKERS, 'postgres');
+  cmp_ok(one($dbh, q{SELECT sum(idx_tup_read) FROM pg_stat_all_indexes WHERE schemaname = 'coord_internal' AND relname = 'task'}),
+    '<', 20 * $n, 'and no more of the indexes was read than in proportion to them');
 }
 
 ### At the same time
