@@ -31,13 +31,21 @@ GRANT EXECUTE ON FUNCTION
   coord.task_claim(text, int, text, interval, interval), coord.task_complete(bigint, bigint, jsonb),
   coord.task_complete_many(bigint[], bigint[], jsonb), coord.task_fail(bigint, bigint, text, boolean, interval),
   coord.task_extend(bigint, bigint, interval), coord.task_release(bigint, bigint),
-  coord.task_revoke(bigint, text), coord.queue_configure(text, int, float8, boolean)
+  coord.task_revoke(bigint, text), coord.queue_configure(text, int, float8, boolean),
+  coord.lock(text, text, text, interval), coord.try_lock(text, text, text), coord.unlock(text, text),
+  coord.lock_many(text[], text, text, interval),
+  coord.lease_acquire(text, text, interval, interval, int), coord.lease_renew(text, bigint, interval),
+  coord.lease_release(text, bigint), coord.lease_break(text, text),
+  coord.fence_check(text, bigint), coord.fence_guard(regclass, text, name), coord.fence_unguard(regclass),
+  coord.semaphore_create(text, int), coord.semaphore_resize(text, int), coord.semaphore_drop(text),
+  coord.leader_campaign(text, text, interval), coord.leader_resign(text, text), coord.once_per(text, interval)
   TO coord_user;
 GRANT EXECUTE ON PROCEDURE
   coord.saga_run(text, jsonb, text, bigint, text, jsonb), coord.run_pending(int, int),
   coord.await(text, text, interval, boolean)
   TO coord_user;
-GRANT EXECUTE ON FUNCTION coord.pause(text), coord.resume(text), coord.start_worker() TO coord_admin;
+GRANT EXECUTE ON FUNCTION coord.pause(text), coord.resume(text), coord.start_worker(), coord.fence_advance(bigint)
+  TO coord_admin;
 GRANT EXECUTE ON PROCEDURE coord.drain(interval, boolean) TO coord_admin;
 
 -- A worker comes and looks.

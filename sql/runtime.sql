@@ -60,6 +60,14 @@ BEGIN ATOMIC
     WHERE coord_internal.is_foreign() AND role <> coord_internal.role_here(role);
   UPDATE coord_internal.saga_signal SET role = coord_internal.role_here(role)
     WHERE coord_internal.is_foreign() AND role <> coord_internal.role_here(role);
+  UPDATE coord_internal.lease SET role = coord_internal.role_here(role)
+    WHERE coord_internal.is_foreign() AND role <> coord_internal.role_here(role);
+  UPDATE coord_internal.semaphore SET role = coord_internal.role_here(role)
+    WHERE coord_internal.is_foreign() AND role <> coord_internal.role_here(role);
+  UPDATE coord_internal.once SET role = coord_internal.role_here(role)
+    WHERE coord_internal.is_foreign() AND role <> coord_internal.role_here(role);
+  UPDATE coord_internal.lease_log SET role = coord_internal.role_here(role)
+    WHERE coord_internal.is_foreign() AND role <> coord_internal.role_here(role);
   DELETE FROM coord_internal.principal WHERE coord_internal.is_foreign();
   INSERT INTO coord_internal.principal
     SELECT oid, rolname FROM pg_authid
@@ -68,7 +76,8 @@ BEGIN ATOMIC
                   UNION ALL SELECT definer FROM coord_internal.saga_version
                   UNION ALL SELECT role FROM coord_internal.queue_role
                   UNION ALL SELECT role FROM coord_internal.use_grant
-                  UNION ALL SELECT granted_by FROM coord_internal.use_grant);
+                  UNION ALL SELECT granted_by FROM coord_internal.use_grant
+                  UNION ALL SELECT role FROM coord_internal.lease UNION ALL SELECT role FROM coord_internal.semaphore);
   UPDATE coord_internal.saga SET home = coord_internal.home() WHERE home <> coord_internal.home();
   WITH me AS (
     SELECT coord_internal.system_identifier() AS system_identifier,

@@ -14,6 +14,7 @@
 
 #include "base/doorbell.h"
 #include "base/guc.h"
+#include "lock/lock.h"
 #include "runtime/runtime.h"
 #include "saga/saga.h"
 
@@ -30,6 +31,7 @@ shmem_request(void)
 		next_shmem_request_hook();
 	RequestAddinShmemSpace(doorbell_shmem_size());
 	RequestAddinShmemSpace(queue_shmem_size());
+	RequestAddinShmemSpace(lock_shmem_size());
 }
 
 /*

@@ -11,6 +11,8 @@
  */
 #include "postgres.h"
 
+#include <time.h>
+
 #include "fmgr.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
@@ -33,6 +35,28 @@ clock_now(void)
 	if (guc_test_now_value != 0)
 		return guc_test_now_value;
 	return GetCurrentTimestamp();
+}
+
+/* Not set by anybody, and going on while the machine is suspended. */
+#ifdef CLOCK_BOOTTIME
+#define STEADY_CLOCK CLOCK_BOOTTIME
+#else
+#define STEADY_CLOCK CLOCK_MONOTONIC
+#endif
+
+/*
+ * Microseconds of a clock that does not jump, the same in all processes until the
+ * machine is started anew; or coord.test_now where that is set.
+ */
+int64
+clock_steady_us(void)
+{
+	struct timespec now;
+
+	if (guc_test_now_value != 0)
+		return guc_test_now_value;
+	(void) clock_gettime(STEADY_CLOCK, &now);
+	return now.tv_sec * USECS_PER_SEC + now.tv_nsec / 1000;
 }
 
 /*

@@ -12,6 +12,7 @@
 
 extern TimestampTz clock_now(void);
 extern bool clock_is_set(void);
+extern int64 clock_steady_us(void);
 extern int64 clock_interval_us(const Interval *interval);
 
 #endif							/* COORD_CLOCK_H */

@@ -13,10 +13,13 @@
 #ifndef COORD_COMPAT_H
 #define COORD_COMPAT_H
 
+#include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
+#include "lib/dshash.h"
 #include "storage/condition_variable.h"
+#include "storage/lock.h"
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
@@ -62,6 +65,17 @@ coord_owns_database(Oid database, Oid role)
 	return pg_database_ownercheck(database, role);
 #else
 	return object_ownercheck(DatabaseRelationId, database, role);
+#endif
+}
+
+/* Does "role" own the relation? */
+static inline bool
+coord_owns_relation(Oid relation, Oid role)
+{
+#if PG_VERSION_NUM < 160000
+	return pg_class_ownercheck(relation, role);
+#else
+	return object_ownercheck(RelationRelationId, relation, role);
 #endif
 }
 
@@ -135,6 +149,34 @@ coord_cancel_sleep(ConditionVariable *variable)
 	if (ConditionVariableCancelSleep())
 		ConditionVariableSignal(variable);
 #endif
+}
+
+/* Does this session hold a lock in just this mode?  17 can ask for stronger ones. */
+static inline bool
+coord_lock_held_by_me(const LOCKTAG *tag, LOCKMODE mode)
+{
+#if PG_VERSION_NUM < 170000
+	return LockHeldByMe(tag, mode);
+#else
+	return LockHeldByMe(tag, mode, false);
+#endif
+}
+
+/* A hash table with keys of fixed size; 17 copies keys by a function, too. */
+static inline dshash_parameters
+coord_hash_parameters(size_t key_size, size_t entry_size, int tranche)
+{
+	dshash_parameters result = {0};
+
+	result.key_size = key_size;
+	result.entry_size = entry_size;
+	result.compare_function = dshash_memcmp;
+	result.hash_function = dshash_memhash;
+#if PG_VERSION_NUM >= 170000
+	result.copy_function = dshash_memcpy;
+#endif
+	result.tranche_id = tranche;
+	return result;
 }
 
 /* A new LWLock tranche; 19 takes the name and registers it everywhere. */

@@ -20,7 +20,10 @@
 
 char	   *guc_correlation_id = NULL;
 bool		guc_enabled = true;
+int			guc_fence_steal_timeout = 0;
 int			guc_max_function_wait = 5000;
+int			guc_max_lease = 60 * 60 * 1000;
+int			guc_max_locks = -1;
 int			guc_max_workers = 4;
 int			guc_saga_retention = 30 * 24 * 60;
 int			guc_worker_idle_timeout = 10000;
@@ -28,6 +31,7 @@ TimestampTz guc_test_now_value = 0;
 static char *guc_test_now = NULL;
 
 #ifdef COORD_DEBUG_POINTS
+int			guc_debug_hash_bits = 64;
 char	   *guc_debug_point = NULL;
 #endif
 
@@ -110,6 +114,14 @@ guc_define(void)
 							   check_correlation_id, NULL, NULL);
 
 #ifdef COORD_DEBUG_POINTS
+	DefineCustomIntVariable("coord.debug_hash_bits",
+							"How many bits of a name's hash tell locks apart.",
+							NULL,
+							&guc_debug_hash_bits,
+							64, 0, 64,
+							PGC_SUSET, GUC_NO_SHOW_ALL,
+							NULL, NULL, NULL);
+
 	DefineCustomStringVariable("coord.debug_point",
 							   "Fault to raise at a named point of the code.",
 							   "action:point, action being wait, error or crash; tests only.",
@@ -127,12 +139,36 @@ guc_define(void)
 							 PGC_SIGHUP, 0,
 							 NULL, NULL, NULL);
 
+	DefineCustomIntVariable("coord.fence_steal_timeout",
+							"A fenced transaction that is idle for this long may be terminated by who is granted the lease next.",
+							"0: it is waited for.",
+							&guc_fence_steal_timeout,
+							0, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
 	DefineCustomIntVariable("coord.max_function_wait",
 							"Longest time that a function waits for work, holding its snapshot.",
 							"CALL coord.await() holds none and may wait longer.",
 							&guc_max_function_wait,
 							5000, 0, INT_MAX,
 							PGC_SUSET, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("coord.max_lease",
+							"Longest time to live of a lease.",
+							NULL,
+							&guc_max_lease,
+							60 * 60 * 1000, 1, INT_MAX,
+							PGC_SUSET, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("coord.max_locks",
+							"Most named locks at a time, in this cluster.",
+							"-1: half of what the server's lock table is made for.",
+							&guc_max_locks,
+							-1, -1, INT_MAX,
+							PGC_SIGHUP, 0,
 							NULL, NULL, NULL);
 
 	DefineCustomIntVariable("coord.max_workers",

@@ -197,6 +197,14 @@ installation_is_foreign(void)
 	return foreign;
 }
 
+/* Was this database made from another one, and not been taken over yet? */
+bool
+installation_is_copy(void)
+{
+	refresh_state();
+	return state == ENGINE_COPY;
+}
+
 /*
  * 55000 in a copy from another cluster: names and grants made there now could
  * not be told from those that came with the copy.

@@ -25,6 +25,7 @@ extern bool installation_lock(LOCKMODE mode);
 extern bool installation_try_lock(LOCKMODE mode);
 extern EngineState installation_state(void);
 extern bool installation_is_foreign(void);
+extern bool installation_is_copy(void);
 extern void installation_check_not_foreign(void);
 extern void installation_state_changed(void);
 extern int64 installation_home(void);

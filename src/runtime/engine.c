@@ -32,6 +32,7 @@
 #include "base/identity.h"
 #include "base/installation.h"
 #include "base/query.h"
+#include "lock/lock.h"
 #include "runtime/runtime.h"
 #include "saga/saga.h"
 
@@ -126,6 +127,9 @@ coord_resume(PG_FUNCTION_ARGS)
 	query_end(&scope);
 	installation_state_changed();
 	queue_forget_all();
+	if (changed)
+		lease_forget_all();
+	lock_prefixes_changed();
 	doorbell_resume_at_commit();
 	if (changed)
 		log_engine("resumed", check_optional_text(fcinfo, 0));
@@ -273,6 +277,7 @@ coord_internal_workers(PG_FUNCTION_ARGS)
 Datum
 coord_internal_ring(PG_FUNCTION_ARGS)
 {
+	lease_forget_all();
 	doorbell_resume_at_commit();
 	PG_RETURN_VOID();
 }

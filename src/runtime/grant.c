@@ -20,6 +20,7 @@
 #include "base/identity.h"
 #include "base/installation.h"
 #include "base/query.h"
+#include "lock/lock.h"
 #include "saga/saga.h"
 
 PG_FUNCTION_INFO_V1(coord_grant_use);
@@ -57,6 +58,15 @@ check_grant(FunctionCallInfo fcinfo, char **kind, char **name)
 	if (strcmp(*kind, "queue") == 0)
 	{
 		queue_check_mine(*name);
+		return get_role_oid(NameStr(*PG_GETARG_NAME(2)), false);
+	}
+	if (strcmp(*kind, "lock") == 0)
+	{
+		if (!access_sees_all(user))
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("permission denied for prefix \"%s\" of lock names", *name),
+					 errdetail("To close a prefix to others is for members of coord_admin.")));
 		return get_role_oid(NameStr(*PG_GETARG_NAME(2)), false);
 	}
 	if (strcmp(*kind, "saga") != 0)
@@ -108,6 +118,8 @@ coord_grant_use(PG_FUNCTION_ARGS)
 		access_note_role(user);
 		queue_changed(name);
 	}
+	if (changed && strcmp(kind, "lock") == 0)
+		lock_prefixes_changed();
 	PG_RETURN_BOOL(changed);
 }
 
@@ -142,5 +154,7 @@ coord_revoke_use(PG_FUNCTION_ARGS)
 	query_end(&scope);
 	if (changed && strcmp(kind, "queue") == 0)
 		queue_changed(name);
+	if (changed && strcmp(kind, "lock") == 0)
+		lock_prefixes_changed();
 	PG_RETURN_BOOL(changed);
 }

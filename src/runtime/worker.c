@@ -42,6 +42,7 @@
 #include "base/guc.h"
 #include "base/identity.h"
 #include "base/installation.h"
+#include "lock/lock.h"
 #include "runtime/runtime.h"
 #include "saga/saga.h"
 
@@ -519,6 +520,7 @@ run(void)
 		if (now >= housekeeping_at)
 		{
 			saga_housekeeping();
+			lease_housekeeping();
 			housekeeping_at = now + HOUSEKEEPING_US;
 		}
 		if (nstaged == 0)

@@ -40,6 +40,7 @@
 #include "base/access.h"
 #include "base/check.h"
 #include "base/clock.h"
+#include "base/commit_level.h"
 #include "base/compat.h"
 #include "base/debug_point.h"
 #include "base/guc.h"
@@ -78,53 +79,6 @@ typedef struct Claimed
 	TimestampTz lease_expires_at;
 	QueueKey	key;
 } Claimed;
-
-/*
- * Where the log of the open transaction ended after its last claim, if it has
- * done nothing but claim until then; else 0.
- */
-static XLogRecPtr claims_end = InvalidXLogRecPtr;
-
-/* The session's synchronous_commit while a commit goes without; else -1. */
-static int	saved_synchronous_commit = -1;
-
-static void
-xact_callback(XactEvent event, void *arg)
-{
-	switch (event)
-	{
-		case XACT_EVENT_PRE_COMMIT:
-			if (claims_end != InvalidXLogRecPtr && claims_end == XactLastRecEnd &&
-				synchronous_commit > SYNCHRONOUS_COMMIT_OFF)
-			{
-				saved_synchronous_commit = synchronous_commit;
-				synchronous_commit = SYNCHRONOUS_COMMIT_OFF;
-			}
-			break;
-		case XACT_EVENT_COMMIT:
-		case XACT_EVENT_ABORT:
-		case XACT_EVENT_PREPARE:
-			if (saved_synchronous_commit >= 0)
-				synchronous_commit = saved_synchronous_commit;
-			saved_synchronous_commit = -1;
-			claims_end = InvalidXLogRecPtr;
-			break;
-		default:
-			break;
-	}
-}
-
-/* Has the open transaction written anything but claims? */
-static bool
-did_nothing_but_claim(void)
-{
-	static bool registered = false;
-
-	if (!registered)
-		RegisterXactCallback(xact_callback, NULL);
-	registered = true;
-	return XactLastRecEnd == claims_end;
-}
 
 /*
  * When a lease ends that was wanted until then: with the step's timeout at the
@@ -527,7 +481,7 @@ coord_task_claim(PG_FUNCTION_ARGS)
 	check_not_in_recovery("coord.task_claim()");
 	InitMaterializedSRF(fcinfo, 0);
 
-	nothing_else = did_nothing_but_claim();
+	nothing_else = commit_may_be_late();
 	count = claim_or_wait(&claim, GetCurrentTimestamp() + timeout_us, &claimed);
 	if (count > 0)
 	{
@@ -540,7 +494,7 @@ coord_task_claim(PG_FUNCTION_ARGS)
 		for (int i = 0; i < count; i++)
 			put_claimed(rsinfo, &claimed[i], sagas, nsagas);
 	}
-	claims_end = nothing_else ? XactLastRecEnd : InvalidXLogRecPtr;
+	commit_late(nothing_else);
 	return (Datum) 0;
 }
 

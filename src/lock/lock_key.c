@@ -1,0 +1,256 @@
+/*-------------------------------------------------------------------------
+ *
+ * lock_key.c
+ *	  Names, modes and their tags in PostgreSQL's lock manager; who may use
+ *	  which names.
+ *
+ * A lock is an advisory lock under a tag of 72 bits of the name's hash and a
+ * class that nobody else uses, so it is queued, shown in pg_locks and checked
+ * for deadlock like any other, and a user's own pg_advisory_lock() never meets
+ * it.  Two names with the same tag would exclude each other needlessly, and
+ * nothing worse: what a session holds is counted by name, and the lock manager
+ * counts a second hold of the same tag by the same session without waiting.
+ *
+ * Everybody may use every name, except under the prefixes that coord_admin has
+ * closed with coord.grant_use('lock', ..).  They are few and asked for at each
+ * call, so each process keeps them until one changes.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/namespace.h"
+#include "common/hashfn.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+
+#include "base/access.h"
+#include "base/check.h"
+#include "base/guc.h"
+#include "base/query.h"
+#include "lock/lock.h"
+#include "lock/lock_key.h"
+
+const LOCKMODE lock_kind_modes[] = {
+	RowShareLock, RowExclusiveLock, ShareLock, ShareRowExclusiveLock, ExclusiveLock
+};
+
+static const char *const kind_names[] = {
+	"intent_share", "intent_exclusive", "share", "share_intent_exclusive", "exclusive", "lease"
+};
+
+#define LOCK_KINDS (lengthof(lock_kind_modes))
+
+/* The bits of a name. */
+LockKey
+lock_key(const char *name)
+{
+	const unsigned char *bytes = (const unsigned char *) name;
+	int			length = strlen(name);
+	LockKey		key;
+
+	key.hash = hash_bytes_extended(bytes, length, 0);
+	key.more = (uint8) hash_bytes(bytes, length);
+	return key;
+}
+
+void
+lock_tag(LOCKTAG *tag, const LockKey *key, LockSpace space)
+{
+	uint64		hash = key->hash;
+	uint8		more = key->more;
+
+#ifdef COORD_DEBUG_POINTS
+	if (guc_debug_hash_bits < 64)
+	{
+		hash &= (UINT64CONST(1) << guc_debug_hash_bits) - 1;
+		more = 0;
+	}
+#endif
+	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, (uint32) (hash >> 32), (uint32) hash,
+						 space | more);
+}
+
+/* The order in which several locks are taken. */
+int
+lock_compare_tags(const LOCKTAG *a, const LOCKTAG *b)
+{
+	if (a->locktag_field2 != b->locktag_field2)
+		return a->locktag_field2 < b->locktag_field2 ? -1 : 1;
+	if (a->locktag_field3 != b->locktag_field3)
+		return a->locktag_field3 < b->locktag_field3 ? -1 : 1;
+	return (int) a->locktag_field4 - (int) b->locktag_field4;
+}
+
+/* The argument "mode"; NULL: exclusive. */
+LockKind
+lock_kind(FunctionCallInfo fcinfo, int argument)
+{
+	char	   *mode = check_optional_text(fcinfo, argument);
+
+	if (mode == NULL)
+		return KIND_EXCLUSIVE;
+	for (int i = LOCK_KINDS - 1; i >= 0; i--)
+	{
+		if (strcmp(mode, kind_names[i]) == 0)
+			return (LockKind) i;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("unknown lock mode \"%s\"", mode),
+			 errhint("Modes are exclusive, share, intent_exclusive, intent_share and share_intent_exclusive.")));
+	return KIND_EXCLUSIVE;
+}
+
+const char *
+lock_kind_name(LockKind kind)
+{
+	return kind_names[kind];
+}
+
+/* The argument "scope": is it the session?  NULL: the transaction. */
+bool
+lock_session_scope(FunctionCallInfo fcinfo, int argument)
+{
+	char	   *scope = check_optional_text(fcinfo, argument);
+
+	if (scope == NULL || strcmp(scope, "transaction") == 0)
+		return false;
+	if (strcmp(scope, "session") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("unknown scope \"%s\"", scope),
+				 errhint("Scopes are transaction and session.")));
+	return true;
+}
+
+/* ----------------------------------------------------------------
+ *		Who may use which names
+ * ----------------------------------------------------------------
+ */
+
+typedef struct Prefix
+{
+	char	   *prefix;
+	int			length;
+	Oid			role;
+} Prefix;
+
+/* This process's copy of the grants, in a context of its own. */
+static MemoryContext prefix_context = NULL;
+static Prefix *prefixes = NULL;
+static int	nprefixes = 0;
+static bool prefixes_valid = false;
+static Oid	prefixes_relid = InvalidOid;
+
+static void
+relcache_callback(Datum arg, Oid relid)
+{
+	if (!OidIsValid(relid) || relid == prefixes_relid)
+		prefixes_valid = false;
+}
+
+/* Make every process read the grants again once this commits. */
+void
+lock_prefixes_changed(void)
+{
+	Oid			namespace = get_namespace_oid("coord_internal", false);
+
+	CacheInvalidateRelcacheByRelid(get_relname_relid("use_grant", namespace));
+	prefixes_valid = false;
+}
+
+static void
+read_prefixes(void)
+{
+	static Statement read = {
+		"SELECT name, role FROM coord_internal.use_grant WHERE kind = 'lock'", 0, {0}
+	};
+	static bool registered = false;
+	QueryScope	scope;
+	uint64		rows;
+
+	if (!registered)
+	{
+		CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+		prefix_context = AllocSetContextCreate(TopMemoryContext, "coord lock prefixes",
+											   ALLOCSET_SMALL_SIZES);
+		registered = true;
+	}
+
+	/* First mark valid: an invalidation that arrives meanwhile wins. */
+	prefixes_relid = get_relname_relid("use_grant", get_namespace_oid("coord_internal", false));
+	prefixes_valid = true;
+	MemoryContextReset(prefix_context);
+	nprefixes = 0;
+	query_begin(&scope);
+	rows = query_run_latest(&read, NULL, NULL, 0);
+	prefixes = MemoryContextAlloc(prefix_context, sizeof(Prefix) * Max(rows, 1));
+	for (uint64 i = 0; i < rows; i++)
+	{
+		bool		isnull;
+
+		prefixes[i].prefix = query_text(prefix_context, i, 1);
+		prefixes[i].length = strlen(prefixes[i].prefix);
+		prefixes[i].role = DatumGetObjectId(query_value(i, 2, &isnull));
+	}
+	nprefixes = (int) rows;
+	query_end(&scope);
+}
+
+/*
+ * 42501 when the name is under a closed prefix; the longest one that fits
+ * decides.
+ */
+static void
+check_use(const char *name)
+{
+	Oid			user = GetUserId();
+	int			longest = -1;
+	bool		allowed = true;
+
+	if (!prefixes_valid)
+		read_prefixes();
+	for (int i = 0; i < nprefixes; i++)
+	{
+		const Prefix *prefix = &prefixes[i];
+
+		if (prefix->length < longest || strncmp(name, prefix->prefix, prefix->length) != 0)
+			continue;
+		if (prefix->length > longest)
+		{
+			longest = prefix->length;
+			allowed = access_sees_all(user);
+		}
+		allowed = allowed || is_member_of_role(user, prefix->role);
+	}
+	if (!allowed)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for lock name \"%s\"", name),
+				 errdetail("Names that begin with \"%.*s\" are reserved for other roles.",
+						   longest, name),
+				 errhint("A member of coord_admin can SELECT coord.grant_use('lock', ..).")));
+}
+
+/* May the current user use this name?  42501; 22023 and 42622 when it is none. */
+void
+lock_check_name(const char *name)
+{
+	check_name("name", name);
+	check_use(name);
+}
+
+/* The argument "name", which the current user may use. */
+char *
+lock_name(FunctionCallInfo fcinfo, int argument)
+{
+	char	   *name = check_text(fcinfo, argument, "name");
+
+	lock_check_name(name);
+	return name;
+}
