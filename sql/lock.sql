@@ -21,7 +21,6 @@ CREATE TABLE coord_internal.lease (
   PRIMARY KEY (name, holder)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_cost_delay = 0);
-CREATE INDEX lease_token ON coord_internal.lease (token);
 
 CREATE TABLE coord_internal.semaphore (
   name text PRIMARY KEY,

@@ -40,6 +40,7 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -702,9 +703,16 @@ register_callbacks(void)
 
 #define SWEEP 1000
 
-/* Tokens of this database's leases that have run out, at most SWEEP. */
+/* A lease that has run out. */
+typedef struct Expired
+{
+	char		name[CHECK_NAME_MAX + 1];
+	int64		token;
+} Expired;
+
+/* Those of this database, at most SWEEP; returns how many. */
 static int
-expired_tokens(int64 *tokens)
+find_expired(Expired *expired)
 {
 	dshash_seq_status status;
 	LeaseEntry *entry;
@@ -722,12 +730,43 @@ expired_tokens(int64 *tokens)
 		holders = entry_holders(entry);
 		for (int i = 0; i < entry->nholders && count < SWEEP; i++)
 		{
-			if (holders[i].deadline <= now)
-				tokens[count++] = holders[i].token;
+			if (holders[i].deadline > now)
+				continue;
+			strlcpy(expired[count].name, entry->key.name, sizeof(expired[count].name));
+			expired[count++].token = holders[i].token;
 		}
 	}
 	dshash_seq_term(&status);
 	return count;
+}
+
+/* Delete their rows, and note what that frees. */
+static void
+free_expired(const Expired *expired, int count)
+{
+	static Statement delete = {
+		"DELETE FROM coord_internal.lease l USING unnest($1, $2) AS u(name, token)"
+		" WHERE l.name = u.name AND l.token = u.token RETURNING l.name, l.token",
+		2, {TEXTARRAYOID, INT8ARRAYOID}
+	};
+	Datum	   *names = palloc(sizeof(Datum) * count);
+	int64	   *tokens = palloc(sizeof(int64) * count);
+	QueryScope	scope;
+	Datum		values[2];
+	uint64		rows;
+
+	for (int i = 0; i < count; i++)
+	{
+		names[i] = CStringGetTextDatum(expired[i].name);
+		tokens[i] = expired[i].token;
+	}
+	query_begin(&scope);
+	values[0] = PointerGetDatum(construct_array(names, count, TEXTOID, -1, false, TYPALIGN_INT));
+	values[1] = query_int8_array(tokens, count);
+	rows = query_run(&delete, values, NULL, 0);
+	for (uint64 i = 0; i < rows; i++)
+		lease_note_release(query_text(CurrentMemoryContext, i, 1), query_int8(i, 2));
+	query_end(&scope);
 }
 
 /*
@@ -738,32 +777,17 @@ expired_tokens(int64 *tokens)
 void
 lease_housekeeping(void)
 {
-	static Statement delete = {
-		"DELETE FROM coord_internal.lease WHERE token = ANY ($1) RETURNING name, token",
-		1, {INT8ARRAYOID}
-	};
-	int64		tokens[SWEEP];
-	int			count;
-
 	StartTransactionCommand();
 	if (installation_lock(AccessShareLock) && !installation_is_copy())
 	{
+		Expired    *expired = palloc(sizeof(Expired) * SWEEP);
+		int			count;
+
 		PushActiveSnapshot(GetTransactionSnapshot());
 		lease_open();
-		count = expired_tokens(tokens);
+		count = find_expired(expired);
 		if (count > 0)
-		{
-			QueryScope	scope;
-			Datum		value;
-			uint64		rows;
-
-			query_begin(&scope);
-			value = query_int8_array(tokens, count);
-			rows = query_run(&delete, &value, NULL, 0);
-			for (uint64 i = 0; i < rows; i++)
-				lease_note_release(query_text(CurrentMemoryContext, i, 1), query_int8(i, 2));
-			query_end(&scope);
-		}
+			free_expired(expired, count);
 		PopActiveSnapshot();
 	}
 	CommitTransactionCommand();
