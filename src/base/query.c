@@ -106,7 +106,8 @@ restore_planner_settings(const bool *saved)
 }
 
 static int
-execute(Statement *statement, Datum *values, const char *nulls, Snapshot snapshot, long limit)
+execute(Statement *statement, Datum *values, const char *nulls, Snapshot snapshot,
+		bool read_only, long limit)
 {
 	bool		saved[lengthof(planner_settings)];
 	int			mode = plan_cache_mode;
@@ -130,7 +131,7 @@ execute(Statement *statement, Datum *values, const char *nulls, Snapshot snapsho
 		}
 		if (snapshot != InvalidSnapshot)
 			result = SPI_execute_snapshot(statement->plan, values, nulls, snapshot,
-										  InvalidSnapshot, true, false, limit);
+										  InvalidSnapshot, read_only, false, limit);
 		else
 			result = SPI_execute_plan(statement->plan, values, nulls, false, limit);
 	}
@@ -144,7 +145,8 @@ execute(Statement *statement, Datum *values, const char *nulls, Snapshot snapsho
 }
 
 static uint64
-run(Statement *statement, Datum *values, const bool *nulls, Snapshot snapshot, long limit)
+run(Statement *statement, Datum *values, const bool *nulls, Snapshot snapshot,
+	bool read_only, long limit)
 {
 	char		spi_nulls[QUERY_MAX_ARGS] = "";
 	int			result;
@@ -152,7 +154,7 @@ run(Statement *statement, Datum *values, const bool *nulls, Snapshot snapshot, l
 	for (int i = 0; i < statement->nargs; i++)
 		spi_nulls[i] = (nulls != NULL && nulls[i]) ? 'n' : ' ';
 
-	result = execute(statement, values, spi_nulls, snapshot, limit);
+	result = execute(statement, values, spi_nulls, snapshot, read_only, limit);
 	if (result < 0)
 		elog(ERROR, "could not execute \"%s\": %s", statement->sql,
 			 SPI_result_code_string(result));
@@ -167,7 +169,7 @@ run(Statement *statement, Datum *values, const bool *nulls, Snapshot snapshot, l
 uint64
 query_run(Statement *statement, Datum *values, const bool *nulls, long limit)
 {
-	return run(statement, values, nulls, InvalidSnapshot, limit);
+	return run(statement, values, nulls, InvalidSnapshot, false, limit);
 }
 
 /*
@@ -178,8 +180,25 @@ uint64
 query_run_latest(Statement *statement, Datum *values, const bool *nulls, long limit)
 {
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	uint64		result = run(statement, values, nulls, snapshot, limit);
+	uint64		result = run(statement, values, nulls, snapshot, true, limit);
 
+	UnregisterSnapshot(snapshot);
+	return result;
+}
+
+/*
+ * The same for a statement that writes: it finds the row as it is now.
+ */
+uint64
+query_write_latest(Statement *statement, Datum *values, const bool *nulls)
+{
+	Snapshot	snapshot;
+	uint64		result;
+
+	if (!IsolationUsesXactSnapshot())
+		return query_run(statement, values, nulls, 0);
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	result = run(statement, values, nulls, snapshot, false, 0);
 	UnregisterSnapshot(snapshot);
 	return result;
 }

@@ -40,6 +40,7 @@ typedef struct QueryScope
 extern void query_begin(QueryScope *scope);
 extern uint64 query_run(Statement *statement, Datum *values, const bool *nulls, long limit);
 extern uint64 query_run_latest(Statement *statement, Datum *values, const bool *nulls, long limit);
+extern uint64 query_write_latest(Statement *statement, Datum *values, const bool *nulls);
 extern void query_utility(const char *sql);
 extern void query_end(QueryScope *scope);
 

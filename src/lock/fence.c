@@ -317,7 +317,7 @@ coord_internal_fence_guard(PG_FUNCTION_ARGS)
 
 /* The table, which must be the caller's. */
 static Oid
-guarded_table(FunctionCallInfo fcinfo)
+guarded_table(FunctionCallInfo fcinfo, const char *function)
 {
 	Oid			table;
 	char		kind;
@@ -325,7 +325,7 @@ guarded_table(FunctionCallInfo fcinfo)
 	check_required(fcinfo, 0, "tbl");
 	table = PG_GETARG_OID(0);
 	installation_check();
-	check_not_in_recovery("coord.fence_guard()");
+	check_not_in_recovery(function);
 	LockRelationOid(table, AccessShareLock);
 	kind = get_rel_relkind(table);
 	if (kind == '\0')
@@ -341,14 +341,16 @@ guarded_table(FunctionCallInfo fcinfo)
 	return table;
 }
 
-/* Is the guard there already, with these arguments? */
+/* Is the guard there already, with these arguments, on all partitions there are? */
 static bool
 is_guarded(Oid table, const char *name, const char *column)
 {
 	static Statement read = {
 		"SELECT FROM pg_trigger WHERE tgrelid = $1 AND tgname = '" TRIGGER_NAME "' AND tgenabled = 'O'"
 		" AND tgargs = convert_to($2, getdatabaseencoding()) || '\\000'::bytea"
-		"  || CASE WHEN $3 IS NULL THEN ''::bytea ELSE convert_to($3, getdatabaseencoding()) || '\\000'::bytea END",
+		"  || CASE WHEN $3 IS NULL THEN ''::bytea ELSE convert_to($3, getdatabaseencoding()) || '\\000'::bytea END"
+		" AND NOT EXISTS (SELECT FROM (SELECT relid FROM pg_partition_tree($1) UNION SELECT $1) AS p WHERE NOT EXISTS"
+		"  (SELECT FROM pg_trigger t WHERE t.tgrelid = p.relid AND t.tgname = '" TRUNCATE_TRIGGER_NAME "'))",
 		3, {OIDOID, TEXTOID, TEXTOID}
 	};
 	QueryScope	scope;
@@ -373,37 +375,79 @@ table_name(Oid table)
 									  get_rel_name(table));
 }
 
+/* The table and its partitions; between query_begin() and query_end(). */
+static List *
+table_and_partitions(Oid table)
+{
+	static Statement read = {
+		"SELECT relid::oid FROM pg_partition_tree($1) UNION SELECT $1", 1, {OIDOID}
+	};
+	Datum		value = ObjectIdGetDatum(table);
+	uint64		rows = query_run_latest(&read, &value, NULL, 0);
+	List	   *tables = NIL;
+
+	for (uint64 i = 0; i < rows; i++)
+	{
+		bool		isnull;
+
+		tables = lappend_oid(tables, DatumGetObjectId(query_value(i, 1, &isnull)));
+	}
+	return tables;
+}
+
+/*
+ * 42703 when there is no such column, 0A000 when a row does not hold it.
+ */
+static void
+check_column(Oid table, const char *column)
+{
+	AttrNumber	number = get_attnum(table, column);
+
+	if (number <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("column \"%s\" of table \"%s\" does not exist", column, get_rel_name(table))));
+	if (get_attgenerated(table, number) == 'v')
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("column \"%s\" of table \"%s\" is a virtual generated column", column,
+						get_rel_name(table)),
+				 errhint("Use a column that is stored.")));
+}
+
 /*
  * coord.fence_guard(tbl, name, key_column): from now on nobody writes to the table
  * in a transaction that has not passed.  Row triggers, so that a partition that
- * is written to directly is guarded, too.
+ * is written to directly, also one that is made later, is guarded, too; by a key
+ * the row is looked at when it is written, after whatever other triggers made of
+ * it.  TRUNCATE knows only triggers of the very table, so all that there are get
+ * one.
  */
 Datum
 coord_fence_guard(PG_FUNCTION_ARGS)
 {
-	Oid			table = guarded_table(fcinfo);
+	Oid			table = guarded_table(fcinfo, "coord.fence_guard()");
 	char	   *name = lock_name(fcinfo, 1);
 	char	   *column = PG_ARGISNULL(2) ? NULL : NameStr(*PG_GETARG_NAME(2));
 	char	   *args = quote_literal_cstr(name);
 	QueryScope	scope;
+	ListCell   *cell;
 
 	if (column != NULL)
 	{
-		if (get_attnum(table, column) <= 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_COLUMN),
-					 errmsg("column \"%s\" of table \"%s\" does not exist", column, get_rel_name(table))));
+		check_column(table, column);
 		args = psprintf("%s, %s", args, quote_literal_cstr(column));
 	}
 	if (is_guarded(table, name, column))
 		PG_RETURN_VOID();
 	query_begin(&scope);
-	query_utility(psprintf("CREATE OR REPLACE TRIGGER " TRIGGER_NAME " BEFORE INSERT OR UPDATE OR DELETE ON %s"
+	query_utility(psprintf("CREATE OR REPLACE TRIGGER " TRIGGER_NAME " %s INSERT OR UPDATE OR DELETE ON %s"
 						   " FOR EACH ROW EXECUTE FUNCTION coord_internal.fence_guard(%s)",
-						   table_name(table), args));
-	query_utility(psprintf("CREATE OR REPLACE TRIGGER " TRUNCATE_TRIGGER_NAME " BEFORE TRUNCATE ON %s"
-						   " FOR EACH STATEMENT EXECUTE FUNCTION coord_internal.fence_guard(%s)",
-						   table_name(table), args));
+						   column == NULL ? "BEFORE" : "AFTER", table_name(table), args));
+	foreach(cell, table_and_partitions(table))
+		query_utility(psprintf("CREATE OR REPLACE TRIGGER " TRUNCATE_TRIGGER_NAME " BEFORE TRUNCATE ON %s"
+							   " FOR EACH STATEMENT EXECUTE FUNCTION coord_internal.fence_guard(%s)",
+							   table_name(lfirst_oid(cell)), args));
 	query_end(&scope);
 	PG_RETURN_VOID();
 }
@@ -415,9 +459,10 @@ coord_fence_unguard(PG_FUNCTION_ARGS)
 	static Statement read = {
 		"SELECT FROM pg_trigger WHERE tgrelid = $1 AND tgname = '" TRIGGER_NAME "'", 1, {OIDOID}
 	};
-	Oid			table = guarded_table(fcinfo);
+	Oid			table = guarded_table(fcinfo, "coord.fence_unguard()");
 	Datum		value = ObjectIdGetDatum(table);
 	QueryScope	scope;
+	ListCell   *cell;
 	bool		found;
 
 	query_begin(&scope);
@@ -425,7 +470,9 @@ coord_fence_unguard(PG_FUNCTION_ARGS)
 	if (found)
 	{
 		query_utility(psprintf("DROP TRIGGER " TRIGGER_NAME " ON %s", table_name(table)));
-		query_utility(psprintf("DROP TRIGGER IF EXISTS " TRUNCATE_TRIGGER_NAME " ON %s", table_name(table)));
+		foreach(cell, table_and_partitions(table))
+			query_utility(psprintf("DROP TRIGGER IF EXISTS " TRUNCATE_TRIGGER_NAME " ON %s",
+								   table_name(lfirst_oid(cell))));
 	}
 	query_end(&scope);
 	PG_RETURN_BOOL(found);

@@ -156,7 +156,7 @@ coord_once_per(PG_FUNCTION_ARGS)
 
 	/* Later than anybody can have written: the clock was set back. */
 	values[4] = TimestampTzGetDatum(now + us);
-	first = query_run(&take, values, NULL, 0) > 0;
+	first = query_write_latest(&take, values, NULL) > 0;
 	query_end(&scope);
 	PG_RETURN_BOOL(first);
 }

@@ -133,21 +133,30 @@ is_ours(const LeaseHolder *holder)
 	return is_member_of_role(GetUserId(), holder->role);
 }
 
+static void
+not_ours(const char *name, const LeaseHolder *holder)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("lease \"%s\" was granted to another role", name),
+			 errdetail("Its owner \"%s\" acquired it as role \"%s\".", holder->owner,
+					   GetUserNameFromId(holder->role, true)),
+			 errhint("coord.lease_break() takes a lease away from whoever has it.")));
+}
+
 /* 42501 when he may not, nor everything. */
 void
 lease_check_ours(const char *name, const LeaseHolder *holder)
 {
 	if (!is_ours(holder) && !access_sees_all(GetUserId()))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("lease \"%s\" was granted to another role", name),
-				 errdetail("Its owner \"%s\" acquired it as role \"%s\".", holder->owner,
-						   GetUserNameFromId(holder->role, true)),
-				 errhint("coord.lease_break() takes a lease away from whoever has it.")));
+		not_ours(name, holder);
 }
 
 /* ----------------------------------------------------------------
  *		Rows
+ *
+ * They are written under the latest snapshot: what counts is what is in shared
+ * memory, not what a transaction-wide snapshot shows.
  * ----------------------------------------------------------------
  */
 
@@ -204,7 +213,7 @@ write_row(const char *name, bool semaphore, const LeaseHolder *holder)
 	values[6] = Int32GetDatum(holder->permits);
 	values[7] = Int64GetDatum(holder->ttl_us);
 	values[8] = TimestampTzGetDatum(holder->granted_at);
-	query_run(&upsert, values, NULL, 0);
+	query_write_latest(&upsert, values, NULL);
 	query_end(&scope);
 }
 
@@ -222,7 +231,7 @@ delete_row(const char *name, int64 token)
 	query_begin(&scope);
 	values[0] = CStringGetTextDatum(name);
 	values[1] = Int64GetDatum(token);
-	found = query_run(&delete, values, NULL, 0) > 0;
+	found = query_write_latest(&delete, values, NULL) > 0;
 	query_end(&scope);
 	return found;
 }
@@ -243,7 +252,7 @@ write_ttl(const char *name, LeaseHolder *holder, int64 ttl_us)
 	values[0] = CStringGetTextDatum(name);
 	values[1] = Int64GetDatum(holder->token);
 	values[2] = Int64GetDatum(ttl_us);
-	found = query_run(&update, values, NULL, 0) > 0;
+	found = query_write_latest(&update, values, NULL) > 0;
 	query_end(&scope);
 	if (!found)
 		ereport(ERROR,
@@ -270,8 +279,15 @@ acquire_again(const LeaseRequest *request, LeaseState *state, LeaseHolder *grant
 		LeaseHolder *holder = &state->holders[i];
 		LeaseExtension extension;
 
-		if (strcmp(holder->owner, request->owner) != 0 || !is_ours(holder) || !lease_is_live(holder))
+		if (strcmp(holder->owner, request->owner) != 0 || !lease_is_live(holder))
 			continue;
+		if (!is_ours(holder))
+		{
+			/* Somebody else of that name; of a semaphore each owner has one lease. */
+			if (state->capacity > 0)
+				not_ours(request->name, holder);
+			continue;
+		}
 		if (holder->permits != request->permits)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -374,7 +390,7 @@ grant(const LeaseRequest *request, const LeaseState *state, LeaseHolder *granted
 	strlcpy(granted->owner, request->owner, sizeof(granted->owner));
 	write_row(request->name, semaphore, granted);
 	granted->deadline = clock_steady_us() + request->ttl_us;
-	lease_note_grant(request->name, granted);
+	lease_note_grant(request->name, granted, semaphore);
 	commit_durably();
 	DEBUG_POINT("lease_granted");
 }

@@ -52,7 +52,7 @@ extern void lease_get(const char *name, LeaseState *state);
 extern LeaseHolder *lease_find(LeaseState *state, int64 token);
 extern bool lease_is_live(const LeaseHolder *holder);
 extern LeaseExtension lease_extend(const char *name, int64 token, int64 ttl_us, LeaseHolder *holder);
-extern void lease_note_grant(const char *name, const LeaseHolder *holder);
+extern void lease_note_grant(const char *name, const LeaseHolder *holder, bool semaphore);
 extern void lease_note_release(const char *name, int64 token);
 extern void lease_note_ttl(const char *name, const LeaseHolder *holder);
 extern void lease_note_capacity(const char *name, int capacity);

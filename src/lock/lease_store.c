@@ -515,14 +515,14 @@ add_note(NoteKind kind, const char *name)
 	return note;
 }
 
-/* When this transaction commits, "holder" has it. */
+/* When this transaction commits, "holder" has it, or permits of it. */
 void
-lease_note_grant(const char *name, const LeaseHolder *holder)
+lease_note_grant(const char *name, const LeaseHolder *holder, bool semaphore)
 {
 	Note	   *note = add_note(NOTE_GRANT, name);
 	LeaseEntry *entry = find_or_make_entry(&note->key);
 
-	if (entry->capacity > 0)
+	if (semaphore)
 		reserve_holders(entry, entry->nholders + entry->pending + 1);
 	entry->pending++;
 	dshash_release_lock(leases, entry);

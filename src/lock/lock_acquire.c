@@ -198,14 +198,14 @@ timeout_end(FunctionCallInfo fcinfo, int argument)
 
 	if (PG_ARGISNULL(argument))
 		return DT_NOEND;
-	if (!coord_interval_is_finite(PG_GETARG_INTERVAL_P(argument)))
-		return DT_NOEND;
 	us = clock_interval_us(PG_GETARG_INTERVAL_P(argument));
 	if (us < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("timeout must not be negative"),
 				 errhint("NULL waits for ever, 0 not at all.")));
+	if (!coord_interval_is_finite(PG_GETARG_INTERVAL_P(argument)))
+		return DT_NOEND;
 	return GetCurrentTimestamp() + us;
 }
 

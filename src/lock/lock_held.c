@@ -65,6 +65,10 @@ static int	waiting_index = -1;
  * ----------------------------------------------------------------
  */
 
+/*
+ * The process ends.  An open transaction is aborted only after this, and its
+ * callbacks then find nothing to do.
+ */
 static void
 block_exit(int code, Datum arg)
 {
@@ -74,6 +78,9 @@ block_exit(int code, Datum arg)
 	LWLockRelease(&my_block->lock);
 	if (holds != NULL)
 		pg_atomic_sub_fetch_u32(&lock_shared->nheld, hash_get_num_entries(holds));
+	holds = NULL;
+	nsession = ntransaction = 0;
+	waiting_index = -1;
 }
 
 static HeldLock *
@@ -268,6 +275,8 @@ subxact_callback(SubXactEvent event, SubTransactionId mine, SubTransactionId par
 	HASH_SEQ_STATUS status;
 	Held	   *held;
 
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+		held_waits_no_more();
 	if (ntransaction == 0 || (event != SUBXACT_EVENT_COMMIT_SUB && event != SUBXACT_EVENT_ABORT_SUB))
 		return;
 	hash_seq_init(&status, holds);

@@ -4,8 +4,10 @@
  *	  coord.semaphore_create(), semaphore_resize() and semaphore_drop().
  *
  * A semaphore is a name with a stored capacity; its permits are leases, one for
- * each owner.  To change it one goes through the gate, so nobody is granted
- * permits by the old capacity once it has changed.
+ * each owner.  To make or to drop one, one goes through the gate, so that nobody
+ * is granted what is just becoming something else.  Not to resize it: whoever
+ * waits inside the gate for permits shall be let go by a larger capacity, and a
+ * grant that came just before a smaller one is like one that is held beyond it.
  *
  *-------------------------------------------------------------------------
  */
@@ -81,30 +83,29 @@ enter_gate(const char *name)
 				 errhint("Try again. coord.lock_waiters shows who waits.")));
 }
 
-/* Write the row; 0: no capacity is stored any more. */
-static void
-write_capacity(const char *name, int capacity)
+/*
+ * Change the row by a statement with the arguments name, capacity and role, and
+ * note the capacity, 0: none.  False: there is no row.
+ */
+static bool
+write_capacity(Statement *statement, const char *name, int capacity)
 {
-	static Statement upsert = {
-		"INSERT INTO coord_internal.semaphore AS s (name, capacity, role) VALUES ($1, $2, $3)"
-		" ON CONFLICT (name) DO UPDATE SET capacity = excluded.capacity",
-		3, {TEXTOID, INT4OID, OIDOID}
-	};
-	static Statement delete = {
-		"DELETE FROM coord_internal.semaphore WHERE name = $1", 1, {TEXTOID}
-	};
 	Oid			user = GetUserId();
 	QueryScope	scope;
 	Datum		values[3];
+	bool		found;
 
 	query_begin(&scope);
 	values[0] = CStringGetTextDatum(name);
 	values[1] = Int32GetDatum(capacity);
 	values[2] = ObjectIdGetDatum(user);
-	query_run(capacity > 0 ? &upsert : &delete, values, NULL, 0);
+	found = query_write_latest(statement, values, NULL) > 0;
 	query_end(&scope);
+	if (!found)
+		return false;
 	lease_note_capacity(name, capacity);
 	commit_durably();
+	return true;
 }
 
 static bool
@@ -122,6 +123,10 @@ anybody_has(const LeaseState *state)
 Datum
 coord_semaphore_create(PG_FUNCTION_ARGS)
 {
+	static Statement insert = {
+		"INSERT INTO coord_internal.semaphore (name, capacity, role) VALUES ($1, $2, $3)",
+		3, {TEXTOID, INT4OID, OIDOID}
+	};
 	char	   *name;
 	int			capacity;
 	LeaseState	state;
@@ -152,7 +157,7 @@ coord_semaphore_create(PG_FUNCTION_ARGS)
 				 errmsg("\"%s\" is a lease that is held", name),
 				 errdetail("\"%s\" has it.", state.holders[0].owner)));
 	access_note_role(GetUserId());
-	write_capacity(name, capacity);
+	(void) write_capacity(&insert, name, capacity);
 	PG_RETURN_VOID();
 }
 
@@ -171,6 +176,10 @@ unknown(const char *name)
 Datum
 coord_semaphore_resize(PG_FUNCTION_ARGS)
 {
+	static Statement update = {
+		"UPDATE coord_internal.semaphore SET capacity = $2 WHERE name = $1 AND $3 IS NOT NULL",
+		3, {TEXTOID, INT4OID, OIDOID}
+	};
 	char	   *name;
 	int			capacity;
 	Oid			role;
@@ -184,8 +193,8 @@ coord_semaphore_resize(PG_FUNCTION_ARGS)
 		unknown(name);
 	check_creator(name, role);
 
-	/* Not through the gate: who waits in it shall be let go by a larger one. */
-	write_capacity(name, capacity);
+	if (!write_capacity(&update, name, capacity))
+		unknown(name);
 	PG_RETURN_VOID();
 }
 
@@ -193,6 +202,10 @@ coord_semaphore_resize(PG_FUNCTION_ARGS)
 Datum
 coord_semaphore_drop(PG_FUNCTION_ARGS)
 {
+	static Statement delete = {
+		"DELETE FROM coord_internal.semaphore WHERE name = $1 AND $2 = 0 AND $3 IS NOT NULL",
+		3, {TEXTOID, INT4OID, OIDOID}
+	};
 	char	   *name;
 	LeaseState	state;
 	Oid			role;
@@ -219,6 +232,5 @@ coord_semaphore_drop(PG_FUNCTION_ARGS)
 				 errhint("SELECT coord.lease_break(..) takes them away.")));
 	for (int i = 0; i < state.nholders; i++)
 		lease_end(name, &state.holders[i]);
-	write_capacity(name, 0);
-	PG_RETURN_BOOL(true);
+	PG_RETURN_BOOL(write_capacity(&delete, name, 0));
 }
