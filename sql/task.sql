@@ -27,8 +27,9 @@ CREATE INDEX queue_role_queue ON coord_internal.queue_role (queue, role);
 -- long as both new versions, which are a little longer, find room beside the first
 -- do updates leave the indexes alone.
 -- Domains, not CHECKs of the table: those are parsed anew by each statement.
-CREATE DOMAIN coord_internal.task_phase AS text CHECK (VALUE IN ('action', 'compensation'));
-CREATE DOMAIN coord_internal.task_status AS text CHECK
+CREATE DOMAIN coord_internal.task_phase AS text
+  CONSTRAINT task_phase CHECK (VALUE IN ('action', 'compensation'));
+CREATE DOMAIN coord_internal.task_status AS text CONSTRAINT task_status CHECK
   (VALUE IN ('ready', 'held', 'running', 'completed', 'skipped', 'failed', 'stopped', 'cancelled'));
 CREATE SEQUENCE coord_internal.task_id MAXVALUE 9007199254740991;
 CREATE TABLE coord_internal.task (

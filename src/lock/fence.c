@@ -150,6 +150,7 @@ pass_by_lock(const LockKey *key, int64 token)
 			continue;
 		lock_tag(&tag, key, SPACE_LOCK);
 		take_to_the_end(&tag, lock_kind_modes[kind]);
+		held_to_the_end(held);
 		return true;
 	}
 	return false;

@@ -288,6 +288,12 @@ acquire_again(const LeaseRequest *request, LeaseState *state, LeaseHolder *grant
 				not_ours(request->name, holder);
 			continue;
 		}
+		if (holder->leader != request->leader)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_IN_USE),
+					 holder->leader ? errmsg("\"%s\" leads by \"%s\"", request->owner, request->name) :
+					 errmsg("\"%s\" has \"%s\" as a lease", request->owner, request->name),
+					 errhint("Use one name for an election or for a lease, not for both.")));
 		if (holder->permits != request->permits)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

@@ -137,7 +137,7 @@ take(Wanted *wanted, const Terms *terms)
 	}
 
 	(void) lock_token_current();	/* or its error before the lock */
-	held = held_reserve(wanted->name, &wanted->key, terms->kind);
+	held = held_reserve(wanted->name, &wanted->key, terms->kind, terms->session);
 	PG_TRY();
 	{
 		bool		granted = LockAcquire(&wanted->tag, mode, terms->session, true) !=

@@ -18,9 +18,10 @@
  *	  hold remembers the outermost subtransaction that has it; a later hold by an
  *	  inner one adds nothing that outlives it.
  * 3. pg_advisory_unlock_all() and DISCARD ALL release all that the session
- *	  holds.  (No other function reaches locks of this class.)  So if one of them
- *	  is gone, all are; that is looked at at the end of each transaction and before
- *	  each use.
+ *	  holds.  (No other function reaches locks of this class.)  So a session that
+ *	  has ever taken a lock for itself has a lock of its own besides, which nobody
+ *	  else wants: if that is gone, all are.  It is looked for at the end of each
+ *	  transaction and before each use.
  *
  *-------------------------------------------------------------------------
  */
@@ -51,6 +52,7 @@ PG_FUNCTION_INFO_V1(coord_internal_held_locks);
 static HTAB *holds = NULL;
 static int	nsession = 0;		/* of them, of the session */
 static int	ntransaction = 0;	/* of them, of the open transaction */
+static bool session_lock = false;	/* the lock that tells; see the file header */
 
 /* This process's block. */
 static HeldBlock *my_block = NULL;
@@ -80,6 +82,7 @@ block_exit(int code, Datum arg)
 		pg_atomic_sub_fetch_u32(&lock_shared->nheld, hash_get_num_entries(holds));
 	holds = NULL;
 	nsession = ntransaction = 0;
+	session_lock = false;
 	waiting_index = -1;
 }
 
@@ -197,6 +200,12 @@ transaction_over(Held *held)
 		held_forget(held);
 }
 
+static void
+session_tag(LOCKTAG *tag)
+{
+	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, 0, (uint32) MyProcPid, SPACE_SESSION);
+}
+
 /* None of what the session held is held any more. */
 static void
 forget_session(void)
@@ -204,6 +213,7 @@ forget_session(void)
 	HASH_SEQ_STATUS status;
 	Held	   *held;
 
+	session_lock = false;
 	hash_seq_init(&status, holds);
 	while ((held = hash_seq_search(&status)) != NULL)
 	{
@@ -222,27 +232,12 @@ forget_session(void)
 void
 held_check_session(void)
 {
-	HASH_SEQ_STATUS status;
-	Held	   *held;
-	bool		gone = false;
+	LOCKTAG		tag;
 
-	if (nsession == 0)
+	if (!session_lock)
 		return;
-	hash_seq_init(&status, holds);
-	while ((held = hash_seq_search(&status)) != NULL)
-	{
-		LockKey		key = {held->key.hash, held->key.more};
-		LOCKTAG		tag;
-
-		/* One that the transaction holds as well would not tell. */
-		if (held->session == 0 || held->transaction)
-			continue;
-		lock_tag(&tag, &key, SPACE_LOCK);
-		gone = !held_by_me(&tag, lock_kind_modes[held->key.kind]);
-		hash_seq_term(&status);
-		break;
-	}
-	if (gone)
+	session_tag(&tag);
+	if (!held_by_me(&tag, ExclusiveLock))
 		forget_session();
 }
 
@@ -331,7 +326,7 @@ quota(void)
  * granted.  53400 when there are too many.
  */
 Held *
-held_reserve(const char *name, const LockKey *key, LockKind kind)
+held_reserve(const char *name, const LockKey *key, LockKind kind, bool session)
 {
 	HeldKey		lookup = held_key(key, kind);
 	Held	   *held;
@@ -350,6 +345,14 @@ held_reserve(const char *name, const LockKey *key, LockKind kind)
 		RegisterSubXactCallback(subxact_callback, NULL);
 	}
 	reserve_entries();
+	if (session && !session_lock)
+	{
+		LOCKTAG		tag;
+
+		session_tag(&tag);
+		(void) LockAcquire(&tag, ExclusiveLock, true, true);
+		session_lock = true;
+	}
 	if (pg_atomic_read_u32(&lock_shared->nheld) >= quota())
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
@@ -396,6 +399,17 @@ held_granted(Held *held, const char *name, const LockKey *key, bool session, int
 		entry.since = GetCurrentTimestamp();
 		held->index = add_entry(&entry, name);
 	}
+}
+
+/* The transaction holds it from now on until its end.  Raises nothing. */
+void
+held_to_the_end(Held *held)
+{
+	if (!held->transaction)
+		ntransaction++;
+	held->transaction = true;
+	held->subid = TopSubTransactionId;
+	update_entry(held);
 }
 
 /* The session has given back one of its holds.  Raises nothing. */
@@ -503,6 +517,7 @@ coord_internal_held_locks(PG_FUNCTION_ARGS)
 
 	InitMaterializedSRF(fcinfo, 0);
 	lock_attach();
+	held_check_session();
 	area = doorbell_area();
 	for (int i = 0; i < lock_shared->nblocks; i++)
 	{

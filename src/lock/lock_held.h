@@ -34,12 +34,13 @@ typedef struct Held
 } Held;
 
 extern Held *held_find(const LockKey *key, LockKind kind);
-extern Held *held_reserve(const char *name, const LockKey *key, LockKind kind);
+extern Held *held_reserve(const char *name, const LockKey *key, LockKind kind, bool session);
 extern void held_granted(Held *held, const char *name, const LockKey *key, bool session, int64 token);
 extern void held_waits(const char *name, const LockKey *key, LockKind kind);
 extern void held_waits_no_more(void);
 extern void held_forget(Held *held);
 extern bool held_by_me(const LOCKTAG *tag, LOCKMODE mode);
+extern void held_to_the_end(Held *held);
 extern void held_released(Held *held);
 extern void held_check_session(void);
 

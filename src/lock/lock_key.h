@@ -30,7 +30,8 @@ typedef enum LockSpace
 {
 	SPACE_LOCK = 0x4D00,		/* coord.lock() */
 	SPACE_FENCE = 0x4E00,		/* share: fenced transactions; exclusive: a grant */
-	SPACE_GATE = 0x4F00			/* the queue for a lease */
+	SPACE_GATE = 0x4F00,		/* the queue for a lease */
+	SPACE_SESSION = 0x5000		/* tells that a session's locks are still there */
 } LockSpace;
 
 /* In the order of lock_modes. */

@@ -80,8 +80,9 @@ lock_attach(void)
 		lock_shared->lease_tranche = coord_new_tranche("coord_lease");
 		LWLockInitialize(&lock_shared->lock, lock_shared->tranche);
 		pg_atomic_init_u64(&lock_shared->token, 0);
-		pg_atomic_init_u64(&lock_shared->token_limit, 0);
 		pg_atomic_init_u32(&lock_shared->nheld, 0);
+		for (int i = 0; i < COORD_MAX_DATABASES; i++)
+			pg_atomic_init_u64(&lock_shared->known[i].token_limit, 0);
 		for (int i = 0; i < LOCK_WAIT_BUCKETS; i++)
 			ConditionVariableInit(&lock_shared->waiters[i]);
 	}
@@ -126,6 +127,7 @@ lock_known_database(void)
 		result->database = MyDatabaseId;
 		result->relation = relation;
 		result->floored = result->loaded = false;
+		pg_atomic_write_u64(&result->token_limit, 0);
 	}
 	LWLockRelease(&lock_shared->lock);
 	return result;

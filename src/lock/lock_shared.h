@@ -53,6 +53,7 @@ typedef struct KnownDatabase
 	Oid			database;
 	Oid			relation;		/* coord_internal.lease, another with each CREATE EXTENSION */
 	bool		floored;		/* tokens */
+	pg_atomic_uint64 token_limit;	/* up to here its next start is sure to be beyond */
 	bool		loaded;			/* leases */
 } KnownDatabase;
 
@@ -66,7 +67,6 @@ typedef struct LockShared
 	bool		made;
 
 	pg_atomic_uint64 token;		/* the last that was given out; 0: none yet */
-	pg_atomic_uint64 token_limit;	/* up to here a next start is sure to be beyond */
 	pg_atomic_uint32 nheld;		/* locks of coord.lock(), for the quota */
 
 	int			nblocks;

@@ -12,12 +12,13 @@
  * promotion, point-in-time recovery and dump and restore, and stay below 2^53
  * until 2088.
  *
- * 1. "token_limit" is what the counter may reach: the clock, as of the last time
- *	  that somebody looked.  Who comes to it looks again, and waits if need be:
+ * 1. "token_limit" is what the counter may reach in a database: the clock, as of
+ *	  the last time that somebody looked there.  Who comes to it looks again, and waits if need be:
  *	  four million tokens a second are more than a server can grant.
  * 2. Where the counter is beyond the clock, because tokens are stored that are
  *	  (the clock was set back, or the database comes from another machine), a
- *	  stretch of numbers is reserved in a sequence before one of them is used:
+ *	  stretch of numbers is reserved in a sequence before one of them is used, by
+ *	  each database for itself, since each has but its own sequence to go by later:
  *	  setval() is logged at once, whatever becomes of the transaction, and the
  *	  log is flushed.  A next start begins behind the stretch.
  * 3. Stored tokens more than an hour beyond the clock are more likely a wrong
@@ -149,7 +150,7 @@ floor_counter(void)
 					 errhint("If the server's clock is right, SELECT coord.fence_advance(" INT64_FORMAT "); else set it right and restart.",
 							 stored)));
 		advance(&lock_shared->token, Max(now, Max(stored, reserved)));
-		advance(&lock_shared->token_limit, now);
+		advance(&known->token_limit, now);
 		known->floored = true;
 	}
 	known_floored = known;
@@ -163,8 +164,8 @@ extend_limit(int64 token)
 	{
 		int64		now = token_of_time(GetCurrentTimestamp());
 
-		advance(&lock_shared->token_limit, now);
-		if (token <= (int64) pg_atomic_read_u64(&lock_shared->token_limit))
+		advance(&known_floored->token_limit, now);
+		if (token <= (int64) pg_atomic_read_u64(&known_floored->token_limit))
 			return;
 		if (token - now > WORTH_A_WAIT)
 			break;
@@ -172,7 +173,7 @@ extend_limit(int64 token)
 		pg_usleep(100);
 	}
 	reserve(token + RESERVED);
-	advance(&lock_shared->token_limit, token + RESERVED);
+	advance(&known_floored->token_limit, token + RESERVED);
 }
 
 /* A token higher than all before.  May raise errors: take it before the lock. */
@@ -185,7 +186,7 @@ lock_token_next(void)
 		known_floored->database != MyDatabaseId)
 		floor_counter();
 	token = (int64) pg_atomic_add_fetch_u64(&lock_shared->token, 1);
-	if (token > (int64) pg_atomic_read_u64(&lock_shared->token_limit))
+	if (token > (int64) pg_atomic_read_u64(&known_floored->token_limit))
 		extend_limit(token);
 	return token;
 }
@@ -194,10 +195,15 @@ lock_token_next(void)
 int64
 lock_token_current(void)
 {
+	int64		token;
+
 	if (known_floored == NULL || !known_floored->floored ||
 		known_floored->database != MyDatabaseId)
 		floor_counter();
-	return (int64) pg_atomic_read_u64(&lock_shared->token);
+	token = (int64) pg_atomic_read_u64(&lock_shared->token);
+	if (token > (int64) pg_atomic_read_u64(&known_floored->token_limit))
+		extend_limit(token);
+	return token;
 }
 
 /*

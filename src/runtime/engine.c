@@ -115,6 +115,7 @@ coord_resume(PG_FUNCTION_ARGS)
 		"SELECT coord_internal.adopt_identity()", 0, {0}
 	};
 	QueryScope	scope;
+	bool		adopted;
 	bool		changed;
 	bool		isnull;
 
@@ -123,11 +124,12 @@ coord_resume(PG_FUNCTION_ARGS)
 	query_begin(&scope);
 	changed = query_run(&unpause, NULL, NULL, 0) > 0;
 	query_run(&adopt, NULL, NULL, 0);
-	changed = DatumGetBool(query_value(0, 1, &isnull)) || changed;
+	adopted = DatumGetBool(query_value(0, 1, &isnull));
+	changed = adopted || changed;
 	query_end(&scope);
 	installation_state_changed();
 	queue_forget_all();
-	if (changed)
+	if (adopted)
 		lease_forget_all();
 	lock_prefixes_changed();
 	doorbell_resume_at_commit();
