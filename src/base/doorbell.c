@@ -90,6 +90,7 @@ static bool note_scan = false;
 static bool note_resume = false;
 static bool note_also_abort = false;
 static TimestampTz note_task_due = 0;
+static TimestampTz note_sweep = 0;
 static int64 note_interrupt = 0;
 static DatabaseSlot *note_slot = NULL;
 static bool callback_registered = false;
@@ -204,7 +205,7 @@ doorbell_database(Oid database, bool create)
 		result->wanted_workers = 0;
 		result->failures = 0;
 		result->retry_at = result->next_wake = result->last_spawn = 0;
-		result->told_at = result->task_due = result->inbox_at = 0;
+		result->told_at = result->task_due = result->inbox_at = result->sweep_at = 0;
 		result->queued = 0;
 	}
 	LWLockRelease(&coord_shared->lock);
@@ -492,6 +493,15 @@ doorbell_task_due_at_commit(TimestampTz due_at)
 		note_task_due = due_at;
 }
 
+/* When this transaction commits, housekeeping is wanted at "sweep_at". */
+void
+doorbell_sweep_at_commit(TimestampTz sweep_at)
+{
+	prepare_notes();
+	if (note_sweep == 0 || sweep_at < note_sweep)
+		note_sweep = sweep_at;
+}
+
 /* The same also when it aborts; an entry too many does no harm. */
 void
 doorbell_due_at_end(int64 id, int priority, Oid owner, TimestampTz wake_at)
@@ -752,6 +762,14 @@ ring(void)
 			if (note_slot->task_due == 0 || note_task_due < note_slot->task_due)
 				note_slot->task_due = note_task_due;
 		}
+		if (note_sweep != 0)
+		{
+			sooner = sooner || note_slot->next_wake == 0 ||
+				note_sweep < note_slot->next_wake;
+			lower_wake_locked(note_slot, note_sweep);
+			if (note_slot->sweep_at == 0 || note_sweep < note_slot->sweep_at)
+				note_slot->sweep_at = note_sweep;
+		}
 		note_slot->scan = note_slot->scan || note_scan;
 		if (note_resume)
 		{
@@ -800,7 +818,7 @@ xact_callback(XactEvent event, void *arg)
 	}
 	if (event == XACT_EVENT_COMMIT)
 	{
-		if (ndue > 0 || note_request || note_scan || note_task_due != 0)
+		if (ndue > 0 || note_request || note_scan || note_task_due != 0 || note_sweep != 0)
 			ring();
 		for (int i = 0; i < nfinished; i++)
 			ConditionVariableBroadcast(doorbell_waiters(finished[i]));
@@ -809,7 +827,7 @@ xact_callback(XactEvent event, void *arg)
 		event == XACT_EVENT_PREPARE)
 	{
 		ndue = nfinished = 0;
-		note_task_due = 0;
+		note_task_due = note_sweep = 0;
 		note_request = note_scan = note_resume = note_also_abort = false;
 		note_interrupt = 0;
 	}

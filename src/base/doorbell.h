@@ -74,6 +74,7 @@ typedef struct DatabaseSlot
 	TimestampTz retry_at;		/* no worker before */
 	TimestampTz next_wake;		/* earliest timer; 0: none */
 	TimestampTz task_due;		/* a lease ends or a task's delay; 0: none */
+	TimestampTz sweep_at;		/* housekeeping is wanted then; 0: when there is a worker */
 	TimestampTz inbox_at;		/* the inbox is to be read then; 0: not */
 	TimestampTz mark_at;		/* the tables were read up to here */
 	int64		mark_id;
@@ -160,11 +161,11 @@ extern void doorbell_due_at_end(int64 id, int priority, Oid owner, TimestampTz w
 extern void doorbell_tell_at_commit(int64 id, int priority, Oid owner);
 extern void doorbell_task_at_commit(int64 id, int priority, Oid owner, TimestampTz available_at);
 extern void doorbell_task_due_at_commit(TimestampTz due_at);
+extern void doorbell_sweep_at_commit(TimestampTz sweep_at);
 extern void doorbell_request_at_commit(void);
 extern void doorbell_scan_at_commit(void);
 extern void doorbell_interrupt_at_commit(int64 id);
 extern void doorbell_finished_at_commit(int64 id);
-extern void doorbell_task_due_at_commit(TimestampTz when);
 extern void doorbell_resume_at_commit(void);
 extern bool doorbell_started_here(int64 id);
 

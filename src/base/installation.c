@@ -46,6 +46,7 @@
 
 /* What the tables said, until an invalidation of either says otherwise. */
 static bool state_valid = false;
+static uint64 state_changes = 0;
 static EngineState state = ENGINE_RUNNING;
 static bool foreign = false;
 static Oid	pause_relid = InvalidOid;
@@ -123,7 +124,10 @@ static void
 relcache_callback(Datum arg, Oid relid)
 {
 	if (!OidIsValid(relid) || relid == pause_relid)
+	{
 		state_valid = false;
+		state_changes++;
+	}
 }
 
 /* Make every process read the engine's state again once this commits. */
@@ -134,6 +138,7 @@ installation_state_changed(void)
 
 	CacheInvalidateRelcacheByRelid(get_relname_relid("engine_pause", namespace));
 	state_valid = false;
+	state_changes++;
 }
 
 /* Read the tables, if something has changed since. */
@@ -160,11 +165,12 @@ refresh_state(void)
 		bool		isnull;
 		bool		paused;
 		bool		copy;
+		uint64		changes;
 
-		/* First mark valid: an invalidation that arrives meanwhile wins. */
+		/* Valid only when all is read, and nothing has changed meanwhile. */
 		pause_relid = get_relname_relid("engine_pause",
 										get_namespace_oid("coord_internal", false));
-		state_valid = true;
+		changes = state_changes;
 		query_begin(&scope);
 		values[0] = Int64GetDatum((int64) GetSystemIdentifier());
 		values[1] = ObjectIdGetDatum(MyDatabaseId);
@@ -174,6 +180,7 @@ refresh_state(void)
 		foreign = DatumGetBool(query_value(0, 3, &isnull));
 		query_end(&scope);
 		state = copy ? ENGINE_COPY : paused ? ENGINE_PAUSED : ENGINE_RUNNING;
+		state_valid = changes == state_changes;
 	}
 }
 

@@ -310,18 +310,27 @@ acquire_again(const LeaseRequest *request, LeaseState *state, LeaseHolder *grant
 	return false;
 }
 
-/* Permits in use; a lease is a semaphore with one. */
+/*
+ * Permits in use; a lease is a semaphore with one.  One that has run out is in use
+ * as well if its owner is "kept".
+ */
 static int64
-permits_in_use(const LeaseState *state)
+permits_in_use(const LeaseState *state, const bool *kept)
 {
 	int64		used = 0;
 
 	for (int i = 0; i < state->nholders; i++)
 	{
-		if (lease_is_live(&state->holders[i]))
+		if ((kept != NULL && kept[i]) || lease_is_live(&state->holders[i]))
 			used += state->holders[i].permits;
 	}
 	return used;
+}
+
+static bool
+has_room(const LeaseRequest *request, const LeaseState *state, const bool *kept)
+{
+	return permits_in_use(state, kept) + request->permits <= Max(state->capacity, 1);
 }
 
 static void
@@ -339,13 +348,17 @@ check_permits(const LeaseRequest *request, const LeaseState *state)
 			 errmsg("semaphore \"%s\" has only %d permits", request->name, state->capacity)));
 }
 
+/* How long to wait for somebody who has the row of a lease that has run out. */
+#define BUSY_US (USECS_PER_SEC / 10)
+
 /*
- * Inside the gate: wait for room.  "state" is the name as it then is.  True:
- * there is room, or the owner has it already.
+ * Inside the gate: wait for room.  "state" is the name as it then is; "busy" says
+ * that there was room and it could not be used just now.  True: there is room, or
+ * the owner has it already.
  */
 static bool
-wait_for_room(const LeaseRequest *request, int64 until, LeaseState *state, LeaseHolder *granted,
-			  bool *again)
+wait_for_room(const LeaseRequest *request, int64 until, bool busy, LeaseState *state,
+			  LeaseHolder *granted, bool *again)
 {
 	bool		waiting = false;
 	bool		room;
@@ -355,7 +368,7 @@ wait_for_room(const LeaseRequest *request, int64 until, LeaseState *state, Lease
 		lease_get(request->name, state);
 		check_permits(request, state);
 		*again = acquire_again(request, state, granted);
-		room = *again || permits_in_use(state) + request->permits <= Max(state->capacity, 1);
+		room = *again || (has_room(request, state, NULL) && !busy);
 		if (room)
 			break;
 		if (!waiting)
@@ -367,22 +380,60 @@ wait_for_room(const LeaseRequest *request, int64 until, LeaseState *state, Lease
 			lease_wait_prepare(request->name);
 			waiting = true;
 		}
-		else if (!lease_wait(state, until))
-			break;
+		else
+		{
+			if (!lease_wait(state, until, busy ? BUSY_US : PG_INT64_MAX))
+				break;
+			busy = false;
+		}
 	}
 	lease_wait_done();
 	return room;
 }
 
-/* Inside the gate and the fence: write the grant. */
-static void
+/*
+ * Lock the row of a lease that has run out, without waiting.  Whoever has it is
+ * about to release it, or to make it last longer: then it is not free yet.
+ */
+static bool
+lock_row(const char *name, const LeaseHolder *holder)
+{
+	static Statement lock = {
+		"SELECT FROM coord_internal.lease WHERE name = $1 AND token = $2 AND ttl_us = $3"
+		" FOR UPDATE SKIP LOCKED",
+		3, {TEXTOID, INT8OID, INT8OID}
+	};
+	QueryScope	scope;
+	Datum		values[3];
+	bool		locked;
+
+	query_begin(&scope);
+	values[0] = CStringGetTextDatum(name);
+	values[1] = Int64GetDatum(holder->token);
+	values[2] = Int64GetDatum(holder->ttl_us);
+	locked = query_write_latest(&lock, values, NULL) > 0;
+	query_end(&scope);
+	return locked;
+}
+
+/*
+ * Inside the gate and the fence: write the grant.  False: what has run out is not
+ * free yet.
+ */
+static bool
 grant(const LeaseRequest *request, const LeaseState *state, LeaseHolder *granted)
 {
 	bool		semaphore = state->capacity > 0;
+	bool	   *kept = palloc0(sizeof(bool) * Max(state->nholders, 1));
 
+	for (int i = 0; i < state->nholders; i++)
+		kept[i] = !lease_is_live(&state->holders[i]) && !lock_row(request->name, &state->holders[i]);
+	if (!has_room(request, state, kept))
+		return false;
 	for (int i = 0; i < state->nholders && semaphore; i++)
 	{
-		if (!lease_is_live(&state->holders[i]) && delete_row(request->name, state->holders[i].token))
+		if (!kept[i] && !lease_is_live(&state->holders[i]) &&
+			delete_row(request->name, state->holders[i].token))
 			lease_note_release(request->name, state->holders[i].token);
 	}
 	access_note_role(GetUserId());
@@ -397,8 +448,10 @@ grant(const LeaseRequest *request, const LeaseState *state, LeaseHolder *granted
 	write_row(request->name, semaphore, granted);
 	granted->deadline = clock_steady_us() + request->ttl_us;
 	lease_note_grant(request->name, granted, semaphore);
+	lease_sweep_later(lease_expires_at(granted));
 	commit_durably();
 	DEBUG_POINT("lease_granted");
+	return true;
 }
 
 /*
@@ -411,6 +464,7 @@ lease_acquire(const LeaseRequest *request, LeaseHolder *granted)
 	int64		until = lease_wait_end(request->timeout_us);
 	LeaseState	state;
 	bool		again = false;
+	bool		busy = false;
 
 	PreventCommandIfReadOnly("coord.lease_acquire()");
 	lease_get(request->name, &state);
@@ -419,17 +473,23 @@ lease_acquire(const LeaseRequest *request, LeaseHolder *granted)
 		return true;
 	if (!lease_enter_gate(request->name, until))
 		return false;
-	if (!wait_for_room(request, until, &state, granted, &again) ||
-		(!again && state.capacity == 0 && !lease_fence_off(request->name, until)))
+	for (;;)
 	{
-		lease_leave_gate(request->name);
-		return false;
+		if (!wait_for_room(request, until, busy, &state, granted, &again))
+			break;
+		if (again)
+		{
+			lease_leave_gate(request->name);
+			return true;
+		}
+		if (state.capacity == 0 && !lease_fence_off(request->name, until))
+			break;
+		if (grant(request, &state, granted))
+			return true;
+		busy = true;
 	}
-	if (again)
-		lease_leave_gate(request->name);
-	else
-		grant(request, &state, granted);
-	return true;
+	lease_leave_gate(request->name);
+	return false;
 }
 
 /* coord.lease_acquire(name, owner, ttl, timeout, permits) */
@@ -551,16 +611,20 @@ check_token(const char *name, int64 token)
 				 errhint("A token belongs to the name it was acquired with.")));
 }
 
-/* A lease ends, when this transaction commits; a crash may lose that. */
-void
+/*
+ * A lease ends, when this transaction commits; a crash may lose that.  False:
+ * somebody else has ended it.
+ */
+bool
 lease_end(const char *name, const LeaseHolder *holder)
 {
 	bool		nothing_else = commit_may_be_late();
 
 	if (!delete_row(name, holder->token))
-		return;
+		return false;
 	lease_note_release(name, holder->token);
 	commit_late(nothing_else);
+	return true;
 }
 
 /* coord.lease_release(name, token): false: it was over already. */
@@ -587,8 +651,7 @@ coord_lease_release(PG_FUNCTION_ARGS)
 	}
 	lease_check_ours(name, holder);
 	live = lease_is_live(holder);
-	lease_end(name, holder);
-	PG_RETURN_BOOL(live);
+	PG_RETURN_BOOL(lease_end(name, holder) && live);
 }
 
 /* coord.lease_break(name, reason): true if somebody had it. */

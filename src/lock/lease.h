@@ -55,6 +55,7 @@ extern LeaseExtension lease_extend(const char *name, int64 token, int64 ttl_us, 
 extern void lease_note_grant(const char *name, const LeaseHolder *holder, bool semaphore);
 extern void lease_note_release(const char *name, int64 token);
 extern void lease_note_ttl(const char *name, const LeaseHolder *holder);
+extern void lease_sweep_later(TimestampTz deadline);
 extern void lease_note_capacity(const char *name, int capacity);
 extern bool lease_granted_here(void);
 
@@ -64,7 +65,7 @@ extern bool lease_enter_gate(const char *name, int64 until);
 extern void lease_leave_gate(const char *name);
 extern void lease_wait_begin(const char *name);
 extern void lease_wait_prepare(const char *name);
-extern bool lease_wait(const LeaseState *state, int64 until);
+extern bool lease_wait(const LeaseState *state, int64 until, int64 most_us);
 extern void lease_wait_done(void);
 extern bool lease_fence_off(const char *name, int64 until);
 
@@ -84,7 +85,7 @@ extern int64 lease_ttl(FunctionCallInfo fcinfo, int argument, int64 default_us);
 extern char *lease_owner(FunctionCallInfo fcinfo, int argument);
 extern bool lease_acquire(const LeaseRequest *request, LeaseHolder *granted);
 extern void lease_check_ours(const char *name, const LeaseHolder *holder);
-extern void lease_end(const char *name, const LeaseHolder *holder);
+extern bool lease_end(const char *name, const LeaseHolder *holder);
 extern void lease_log(const char *name, const LeaseHolder *holder, const char *event, const char *reason);
 extern int64 lease_remaining_ms(const LeaseHolder *holder);
 extern TimestampTz lease_expires_at(const LeaseHolder *holder);

@@ -101,6 +101,9 @@ static int	notes_size = 0;
 
 static dshash_table *leases = NULL;
 
+static KnownDatabase *known_noted = NULL;
+static bool note_forget = false;	/* lease_forget_all() */
+
 /* This process has seen that the copy was made. */
 static KnownDatabase *known_loaded = NULL;
 
@@ -300,14 +303,26 @@ forget_entries(void)
 	dshash_seq_term(&status);
 }
 
-/* Let the copy be made anew: the rows are others now. */
-void
-lease_forget_all(void)
+static void
+forget_known(void)
 {
 	KnownDatabase *known = lock_known_database();
 
 	if (known != NULL)
 		known->floored = known->loaded = false;
+	known_noted = known;
+}
+
+/*
+ * Let the copy be made anew: the rows are others now, and once more when this
+ * transaction ends.  Until then no other session makes one: the database is a
+ * copy, or has no extension.
+ */
+void
+lease_forget_all(void)
+{
+	forget_known();
+	note_forget = true;
 }
 
 /*
@@ -478,7 +493,9 @@ lease_extend(const char *name, int64 token, int64 ttl_us, LeaseHolder *holder)
 		if (mine->token != token || mine->deadline <= now)
 			continue;
 		result = ttl_us > mine->ttl_us ? LEASE_LONGER : LEASE_EXTENDED;
-		if (result == LEASE_EXTENDED)
+		if (result == LEASE_LONGER)
+			mine->deadline = Max(mine->deadline, now + mine->ttl_us);
+		else
 			mine->deadline = now + (ttl_us > 0 ? ttl_us : mine->ttl_us);
 		*holder = *mine;
 		break;
@@ -615,7 +632,7 @@ finish_note(const Note *note, bool commit)
 		}
 	}
 	release_entry(entry);
-	if (commit ? note->kind != NOTE_GRANT && note->kind != NOTE_TTL : note->kind == NOTE_GRANT)
+	if (!commit || note->kind == NOTE_RELEASE || note->kind == NOTE_CAPACITY)
 	{
 		LockKey		key = lock_key(note->key.name);
 
@@ -630,6 +647,12 @@ finish_note(const Note *note, bool commit)
 static void
 xact_callback(XactEvent event, void *arg)
 {
+	if (note_forget && (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT))
+	{
+		if (known_noted != NULL)
+			known_noted->floored = known_noted->loaded = false;
+		note_forget = false;
+	}
 	if (nnotes == 0)
 		return;
 	switch (event)
@@ -708,17 +731,22 @@ typedef struct Expired
 {
 	char		name[CHECK_NAME_MAX + 1];
 	int64		token;
+	int64		ttl_us;
 } Expired;
 
-/* Those of this database, at most SWEEP; returns how many. */
+/*
+ * Those of this database, at most SWEEP; returns how many.  "next" is when the
+ * next of the others runs out, by the steady clock; PG_INT64_MAX: there is none.
+ */
 static int
-find_expired(Expired *expired)
+find_expired(Expired *expired, int64 *next)
 {
 	dshash_seq_status status;
 	LeaseEntry *entry;
 	int64		now = clock_steady_us();
 	int			count = 0;
 
+	*next = PG_INT64_MAX;
 	dshash_seq_init(&status, leases, false);
 	while (count < SWEEP && (entry = dshash_seq_next(&status)) != NULL)
 	{
@@ -731,7 +759,11 @@ find_expired(Expired *expired)
 		for (int i = 0; i < entry->nholders && count < SWEEP; i++)
 		{
 			if (holders[i].deadline > now)
+			{
+				*next = Min(*next, holders[i].deadline);
 				continue;
+			}
+			expired[count].ttl_us = holders[i].ttl_us;
 			strlcpy(expired[count].name, entry->key.name, sizeof(expired[count].name));
 			expired[count++].token = holders[i].token;
 		}
@@ -740,33 +772,54 @@ find_expired(Expired *expired)
 	return count;
 }
 
-/* Delete their rows, and note what that frees. */
+/*
+ * Delete their rows, and note what that frees.  Not those that somebody has
+ * locked: he is about to release them, or to make them last longer.
+ */
 static void
 free_expired(const Expired *expired, int count)
 {
 	static Statement delete = {
-		"DELETE FROM coord_internal.lease l USING unnest($1, $2) AS u(name, token)"
-		" WHERE l.name = u.name AND l.token = u.token RETURNING l.name, l.token",
-		2, {TEXTARRAYOID, INT8ARRAYOID}
+		"DELETE FROM coord_internal.lease WHERE ctid = ANY (ARRAY(SELECT l.ctid"
+		"  FROM unnest($1, $2, $3) AS u(name, token, ttl_us) JOIN coord_internal.lease l"
+		"  ON l.name = u.name AND l.token = u.token AND l.ttl_us = u.ttl_us"
+		"  FOR UPDATE OF l SKIP LOCKED)) RETURNING name, token",
+		3, {TEXTARRAYOID, INT8ARRAYOID, INT8ARRAYOID}
 	};
 	Datum	   *names = palloc(sizeof(Datum) * count);
 	int64	   *tokens = palloc(sizeof(int64) * count);
+	int64	   *ttls = palloc(sizeof(int64) * count);
 	QueryScope	scope;
-	Datum		values[2];
+	Datum		values[3];
 	uint64		rows;
 
 	for (int i = 0; i < count; i++)
 	{
 		names[i] = CStringGetTextDatum(expired[i].name);
 		tokens[i] = expired[i].token;
+		ttls[i] = expired[i].ttl_us;
 	}
 	query_begin(&scope);
 	values[0] = PointerGetDatum(construct_array(names, count, TEXTOID, -1, false, TYPALIGN_INT));
 	values[1] = query_int8_array(tokens, count);
+	values[2] = query_int8_array(ttls, count);
 	rows = query_run(&delete, values, NULL, 0);
 	for (uint64 i = 0; i < rows; i++)
 		lease_note_release(query_text(CurrentMemoryContext, i, 1), query_int8(i, 2));
 	query_end(&scope);
+}
+
+/* How long after its end at the latest a lease's row goes, where workers come. */
+#define SWEEP_AFTER_US (60 * USECS_PER_SEC)
+
+/*
+ * When this transaction commits, a worker shall come and sweep some time after
+ * "deadline", lest the row is taken for a lease after the next restart.
+ */
+void
+lease_sweep_later(TimestampTz deadline)
+{
+	doorbell_sweep_at_commit(deadline + SWEEP_AFTER_US);
 }
 
 /*
@@ -781,13 +834,16 @@ lease_housekeeping(void)
 	if (installation_lock(AccessShareLock) && !installation_is_copy())
 	{
 		Expired    *expired = palloc(sizeof(Expired) * SWEEP);
+		int64		next;
 		int			count;
 
 		PushActiveSnapshot(GetTransactionSnapshot());
 		lease_open();
-		count = find_expired(expired);
+		count = find_expired(expired, &next);
 		if (count > 0)
 			free_expired(expired, count);
+		if (next != PG_INT64_MAX || count > 0)
+			lease_sweep_later(clock_now() + Max(next == PG_INT64_MAX ? 0 : next - clock_steady_us(), 0));
 		PopActiveSnapshot();
 	}
 	CommitTransactionCommand();
@@ -825,7 +881,7 @@ coord_internal_lease_states(PG_FUNCTION_ARGS)
 	LeaseEntry *entry;
 
 	InitMaterializedSRF(fcinfo, 0);
-	if (RecoveryInProgress())
+	if (RecoveryInProgress() || installation_is_copy())
 		return (Datum) 0;
 	lease_open();
 	dshash_seq_init(&status, leases, false);

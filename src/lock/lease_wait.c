@@ -176,12 +176,12 @@ lease_wait_begin(const char *name)
 }
 
 /*
- * Sleep until something may have changed.  False: the time is up.  To be called
- * when lease_get() has just said that there is no room; the first call only
- * prepares, so that nothing falls between.
+ * Sleep until something may have changed, or for "most_us".  False: the time is
+ * up.  lease_wait_prepare() comes first, then lease_get(), which said that there
+ * is no room: so nothing falls between.
  */
 bool
-lease_wait(const LeaseState *state, int64 until)
+lease_wait(const LeaseState *state, int64 until, int64 most_us)
 {
 	static uint32 wait_event = 0;
 	int64		now = wait_now();
@@ -189,6 +189,7 @@ lease_wait(const LeaseState *state, int64 until)
 
 	if (us <= 0)
 		return false;
+	us = Min(us, most_us);
 	if (!clock_is_set())
 	{
 		int64		lease_now = clock_steady_us();
@@ -275,13 +276,20 @@ lease_fence_off(const char *name, int64 until)
 		int64		left = until - wait_now();
 
 		if (left <= 0)
+		{
+			held_waits_no_more();
 			return false;
+		}
+		lease_wait_begin(name);
 		if (guc_fence_steal_timeout > 0)
 		{
 			steal_fence(&tag);
 			left = Min(left, STEAL_LOOK_US);
 		}
 		if (wait_lock(&tag, left))
+		{
+			held_waits_no_more();
 			return true;
+		}
 	}
 }

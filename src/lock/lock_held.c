@@ -345,6 +345,8 @@ held_reserve(const char *name, const LockKey *key, LockKind kind, bool session)
 		RegisterSubXactCallback(subxact_callback, NULL);
 	}
 	reserve_entries();
+	if (session)
+		held_check_session();
 	if (session && !session_lock)
 	{
 		LOCKTAG		tag;

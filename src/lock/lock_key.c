@@ -145,13 +145,17 @@ static MemoryContext prefix_context = NULL;
 static Prefix *prefixes = NULL;
 static int	nprefixes = 0;
 static bool prefixes_valid = false;
+static uint64 prefixes_changes = 0;
 static Oid	prefixes_relid = InvalidOid;
 
 static void
 relcache_callback(Datum arg, Oid relid)
 {
 	if (!OidIsValid(relid) || relid == prefixes_relid)
+	{
 		prefixes_valid = false;
+		prefixes_changes++;
+	}
 }
 
 /* Make every process read the grants again once this commits. */
@@ -162,6 +166,7 @@ lock_prefixes_changed(void)
 
 	CacheInvalidateRelcacheByRelid(get_relname_relid("use_grant", namespace));
 	prefixes_valid = false;
+	prefixes_changes++;
 }
 
 static void
@@ -173,6 +178,7 @@ read_prefixes(void)
 	static bool registered = false;
 	QueryScope	scope;
 	uint64		rows;
+	uint64		changes;
 
 	if (!registered)
 	{
@@ -182,9 +188,9 @@ read_prefixes(void)
 		registered = true;
 	}
 
-	/* First mark valid: an invalidation that arrives meanwhile wins. */
+	/* Valid only when all is read, and nothing has changed meanwhile. */
 	prefixes_relid = get_relname_relid("use_grant", get_namespace_oid("coord_internal", false));
-	prefixes_valid = true;
+	changes = prefixes_changes;
 	MemoryContextReset(prefix_context);
 	nprefixes = 0;
 	query_begin(&scope);
@@ -200,6 +206,7 @@ read_prefixes(void)
 	}
 	nprefixes = (int) rows;
 	query_end(&scope);
+	prefixes_valid = changes == prefixes_changes;
 }
 
 /*

@@ -241,7 +241,7 @@ scan_tables(bool from_start)
 		slot->scan = true;
 	if (task_due != 0 && (slot->task_due == 0 || task_due < slot->task_due))
 		slot->task_due = task_due;
-	next = earlier(next, earlier(slot->task_due, slot->inbox_at));
+	next = earlier(next, earlier(slot->task_due, earlier(slot->inbox_at, slot->sweep_at)));
 	slot->next_wake = earlier(next, slot->next_wake);
 	slot->scanning = false;
 	my_slot->scanning = false;
@@ -517,8 +517,10 @@ run(void)
 			saga_apply_requests();
 			continue;
 		}
-		if (now >= housekeeping_at)
+		if (now >= housekeeping_at ||
+			(my_database->sweep_at != 0 && my_database->sweep_at <= clock_now()))
 		{
+			my_database->sweep_at = 0;
 			saga_housekeeping();
 			lease_housekeeping();
 			housekeeping_at = now + HOUSEKEEPING_US;
