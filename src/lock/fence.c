@@ -17,8 +17,10 @@
  * undoes no write that was made before, does not drop it either.  What is looked
  * at is shared memory, never a snapshot, so the isolation level does not matter.
  *
- * A lock of the session can be checked, too, in that session: the transaction
- * then takes the very lock once more, and keeps it however the session loses it.
+ * The token of an exclusive lock can be checked, too, in the session that holds
+ * it: the transaction then takes the very lock once more, and keeps it however the
+ * session loses it; and it takes the fence exclusively, so that it and those who
+ * come with a lease of the same name exclude each other.
  *
  *-------------------------------------------------------------------------
  */
@@ -134,26 +136,34 @@ give_back(const LOCKTAG *tag, LOCKMODE mode)
 }
 
 /*
- * Is the token that of a lock which this session holds?  Then the transaction
- * holds it from now on as well.
+ * Is the token that of a lock which this session holds, and nobody has a lease of
+ * the name?  Then the transaction holds it from now on as well.
  */
 static bool
-pass_by_lock(const LockKey *key, int64 token)
+pass_by_lock(const char *name, const LockKey *key, int64 token)
 {
-	held_check_session();
-	for (LockKind kind = KIND_INTENT_SHARE; kind <= KIND_EXCLUSIVE; kind++)
-	{
-		Held	   *held = held_find(key, kind);
-		LOCKTAG		tag;
+	Held	   *held;
+	LeaseState	state;
+	LOCKTAG		tag;
 
-		if (held == NULL || held->token != token)
+	held_check_session();
+	held = held_find(key, KIND_EXCLUSIVE);
+	if (held == NULL || held->token != token)
+		return false;
+	lock_tag(&tag, key, SPACE_LOCK);
+	take_to_the_end(&tag, ExclusiveLock);
+	held_to_the_end(held);
+	lock_tag(&tag, key, SPACE_FENCE);
+	take_to_the_end(&tag, ExclusiveLock);
+	lease_get(name, &state);
+	for (int i = 0; i < state.nholders; i++)
+	{
+		if (!lease_is_live(&state.holders[i]))
 			continue;
-		lock_tag(&tag, key, SPACE_LOCK);
-		take_to_the_end(&tag, lock_kind_modes[kind]);
-		held_to_the_end(held);
-		return true;
+		give_back(&tag, ExclusiveLock);
+		return false;
 	}
-	return false;
+	return true;
 }
 
 static void
@@ -187,7 +197,7 @@ coord_fence_check(PG_FUNCTION_ARGS)
 	token = PG_GETARG_INT64(1);
 	key = lock_key(name);
 	reserve_passed();
-	if (!pass_by_lock(&key, token))
+	if (!pass_by_lock(name, &key, token))
 	{
 		lock_tag(&tag, &key, SPACE_FENCE);
 		take_to_the_end(&tag, ShareLock);
@@ -348,8 +358,8 @@ is_guarded(Oid table, const char *name, const char *column)
 {
 	static Statement read = {
 		"SELECT FROM pg_trigger WHERE tgrelid = $1 AND tgname = '" TRIGGER_NAME "' AND tgenabled = 'O'"
-		" AND tgargs = convert_to($2, getdatabaseencoding()) || '\\000'::bytea"
-		"  || CASE WHEN $3 IS NULL THEN ''::bytea ELSE convert_to($3, getdatabaseencoding()) || '\\000'::bytea END"
+		" AND tgargs = convert_to($2, getdatabaseencoding()) || decode('00', 'hex')"
+		"  || CASE WHEN $3 IS NULL THEN ''::bytea ELSE convert_to($3, getdatabaseencoding()) || decode('00', 'hex') END"
 		" AND NOT EXISTS (SELECT FROM (SELECT relid FROM pg_partition_tree($1) UNION SELECT $1) AS p WHERE NOT EXISTS"
 		"  (SELECT FROM pg_trigger t WHERE t.tgrelid = p.relid AND t.tgname = '" TRUNCATE_TRIGGER_NAME "'))",
 		3, {OIDOID, TEXTOID, TEXTOID}

@@ -436,7 +436,6 @@ grant(const LeaseRequest *request, const LeaseState *state, LeaseHolder *granted
 			delete_row(request->name, state->holders[i].token))
 			lease_note_release(request->name, state->holders[i].token);
 	}
-	access_note_role(GetUserId());
 	memset(granted, 0, sizeof(LeaseHolder));
 	granted->token = lock_token_next();
 	granted->ttl_us = request->ttl_us;

@@ -34,6 +34,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
@@ -42,6 +43,7 @@
 #include "storage/lmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -104,8 +106,9 @@ static dshash_table *leases = NULL;
 static KnownDatabase *known_noted = NULL;
 static bool note_forget = false;	/* lease_forget_all() */
 
-/* This process has seen that the copy was made. */
+/* This process has seen that the copy was made, of this table. */
 static KnownDatabase *known_loaded = NULL;
+static Oid	my_relation = InvalidOid;
 
 static void register_callbacks(void);
 
@@ -142,7 +145,7 @@ make_key(LeaseKey *key, const char *name)
 {
 	memset(key, 0, sizeof(LeaseKey));
 	key->database = MyDatabaseId;
-	key->relation = known_loaded->relation;
+	key->relation = my_relation;
 	strlcpy(key->name, name, sizeof(key->name));
 }
 
@@ -215,6 +218,15 @@ remove_holder(LeaseEntry *entry, int64 token)
 			return;
 		}
 	}
+}
+
+/* Who waits inside a gate looks again.  Raises nothing. */
+static void
+wake_waiters(const char *name)
+{
+	LockKey		key = lock_key(name);
+
+	ConditionVariableBroadcast(&lock_shared->waiters[key.hash % LOCK_WAIT_BUCKETS]);
 }
 
 /* ----------------------------------------------------------------
@@ -332,10 +344,14 @@ lease_forget_all(void)
 void
 lease_open(void)
 {
-	KnownDatabase *known;
+	KnownDatabase *known = known_loaded;
+	Oid			namespace = get_namespace_oid("coord_internal", false);
+	Oid			relation = get_relname_relid("lease", namespace);
 	Oid			extension;
 
-	if (known_loaded != NULL && known_loaded->loaded && known_loaded->database == MyDatabaseId)
+	/* Another session may see another one, or one that it has made itself. */
+	if (known != NULL && known->loaded && my_relation == relation &&
+		known->relation == relation && known->database == MyDatabaseId)
 		return;
 	known = lock_known_database();
 	if (known == NULL)
@@ -344,6 +360,7 @@ lease_open(void)
 				 errmsg("coord serves at most %d databases of a cluster",
 						COORD_MAX_DATABASES)));
 	known_loaded = known;
+	my_relation = relation;
 	if (known->loaded)
 		return;
 	extension = get_extension_oid("coord", false);
@@ -467,6 +484,7 @@ LeaseExtension
 lease_extend(const char *name, int64 token, int64 ttl_us, LeaseHolder *holder)
 {
 	LeaseExtension result = LEASE_NOT_HELD;
+	bool		sooner = false;
 	LeaseHolder *mine;
 	LeaseEntry *entry;
 	LeaseKey	key;
@@ -489,6 +507,7 @@ lease_extend(const char *name, int64 token, int64 ttl_us, LeaseHolder *holder)
 	for (int i = 0; i < entry->nholders; i++, mine++)
 	{
 		int64		now = clock_steady_us();
+		int64		before = mine->deadline;
 
 		if (mine->token != token || mine->deadline <= now)
 			continue;
@@ -498,9 +517,12 @@ lease_extend(const char *name, int64 token, int64 ttl_us, LeaseHolder *holder)
 		else
 			mine->deadline = now + (ttl_us > 0 ? ttl_us : mine->ttl_us);
 		*holder = *mine;
+		sooner = mine->deadline < before;
 		break;
 	}
 	dshash_release_lock(leases, entry);
+	if (sooner)
+		wake_waiters(name);
 	return result;
 }
 
@@ -601,8 +623,13 @@ finish_note(const Note *note, bool commit)
 	LeaseHolder *holder;
 
 	if (entry == NULL)
+	{
+		/* The copy was made anew meanwhile: it does not have this. */
+		if (commit && note_is_pending(note))
+			known_loaded->loaded = false;
 		return;
-	if (note_is_pending(note))
+	}
+	if (note_is_pending(note) && entry->pending > 0)
 		entry->pending--;
 	if (commit)
 	{
@@ -633,11 +660,7 @@ finish_note(const Note *note, bool commit)
 	}
 	release_entry(entry);
 	if (!commit || note->kind == NOTE_RELEASE || note->kind == NOTE_CAPACITY)
-	{
-		LockKey		key = lock_key(note->key.name);
-
-		ConditionVariableBroadcast(&lock_shared->waiters[key.hash % LOCK_WAIT_BUCKETS]);
-	}
+		wake_waiters(note->key.name);
 }
 
 /*
@@ -753,7 +776,7 @@ find_expired(Expired *expired, int64 *next)
 		LeaseHolder *holders;
 
 		if (entry->key.database != MyDatabaseId ||
-			entry->key.relation != known_loaded->relation)
+			entry->key.relation != my_relation)
 			continue;
 		holders = entry_holders(entry);
 		for (int i = 0; i < entry->nholders && count < SWEEP; i++)
@@ -890,7 +913,7 @@ coord_internal_lease_states(PG_FUNCTION_ARGS)
 		LeaseHolder *holders = entry_holders(entry);
 
 		if (entry->key.database != MyDatabaseId ||
-			entry->key.relation != known_loaded->relation)
+			entry->key.relation != my_relation)
 			continue;
 		for (int i = 0; i < entry->nholders; i++)
 			put_state(rsinfo, &entry->key, entry->capacity, &holders[i]);

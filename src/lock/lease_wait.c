@@ -22,6 +22,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
+#include "pgstat.h"
 #include "portability/instr_time.h"
 #include "storage/condition_variable.h"
 #include "storage/proc.h"
@@ -245,6 +246,8 @@ steal_fence(const LOCKTAG *tag)
 	Datum		values[5];
 	uint64		rows;
 
+	/* What it says is kept for the transaction otherwise. */
+	pgstat_clear_snapshot();
 	values[0] = ObjectIdGetDatum(MyDatabaseId);
 	values[1] = ObjectIdGetDatum(tag->locktag_field2);
 	values[2] = ObjectIdGetDatum(tag->locktag_field3);

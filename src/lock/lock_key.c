@@ -54,7 +54,7 @@ lock_key(const char *name)
 	LockKey		key;
 
 	key.hash = hash_bytes_extended(bytes, length, 0);
-	key.more = (uint8) hash_bytes(bytes, length);
+	key.more = (uint8) hash_bytes_extended(bytes, length, 1);
 	return key;
 }
 

@@ -81,6 +81,7 @@ enter_gate(const char *name)
 				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 				 errmsg("\"%s\" cannot be changed while others wait for it", name),
 				 errhint("Try again. coord.lock_waiters shows who waits.")));
+	lease_wait_done();
 }
 
 /*
