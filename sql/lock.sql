@@ -135,15 +135,16 @@ CREATE VIEW coord.locks WITH (security_barrier) AS
     AND ((SELECT coord_internal.sees_all()) OR coord_internal.is_mine(h.role));
 
 CREATE VIEW coord.lock_waiters WITH (security_barrier) AS
-  SELECT h.name,
-         row_number() OVER (PARTITION BY h.name, h.mode = 'lease'
-           ORDER BY l.waitstart NULLS FIRST, h.since)::int AS position,
-         h.pid, coord_internal.role_name(h.role) AS owner, h.mode, h.since AS waiting_since,
-         pg_blocking_pids(h.pid) AS blocked_by
-  FROM coord_internal.held_locks() h
-  LEFT JOIN coord_internal.lock_row l
-    ON (l.pid, l.classid, l.objid, l.objsubid) = (h.pid, h.classid, h.objid, h.objsubid) AND NOT l.granted
-  WHERE h.waiting AND ((SELECT coord_internal.sees_all()) OR coord_internal.is_mine(h.role));
+  SELECT w.name, w.position, w.pid, coord_internal.role_name(w.role) AS owner, w.mode,
+         w.since AS waiting_since, pg_blocking_pids(w.pid) AS blocked_by
+  FROM (SELECT h.name, h.pid, h.role, h.mode, h.since,
+               row_number() OVER (PARTITION BY h.name, h.mode = 'lease'
+                 ORDER BY l.waitstart NULLS FIRST, h.since)::int AS position
+        FROM coord_internal.held_locks() h
+        LEFT JOIN coord_internal.lock_row l
+          ON (l.pid, l.classid, l.objid, l.objsubid) = (h.pid, h.classid, h.objid, h.objsubid) AND NOT l.granted
+        WHERE h.waiting) AS w
+  WHERE (SELECT coord_internal.sees_all()) OR coord_internal.is_mine(w.role);
 
 CREATE VIEW coord.leases WITH (security_barrier) AS
   SELECT s.name, s.owner, s.token, s.granted_at, s.expires_at, s.ttl, s.permits, s.capacity,

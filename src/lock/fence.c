@@ -29,12 +29,14 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/acl.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -197,6 +199,7 @@ coord_fence_check(PG_FUNCTION_ARGS)
 	token = PG_GETARG_INT64(1);
 	key = lock_key(name);
 	reserve_passed();
+	held_count_one(name);
 	if (!pass_by_lock(name, &key, token))
 	{
 		lock_tag(&tag, &key, SPACE_FENCE);
@@ -352,21 +355,33 @@ guarded_table(FunctionCallInfo fcinfo, const char *function)
 	return table;
 }
 
-/* Is the guard there already, with these arguments, on all partitions there are? */
+static Datum
+oid_array(List *oids)
+{
+	Datum	   *elements = palloc(sizeof(Datum) * list_length(oids));
+	ListCell   *cell;
+
+	foreach(cell, oids)
+		elements[foreach_current_index(cell)] = ObjectIdGetDatum(lfirst_oid(cell));
+	return PointerGetDatum(construct_array(elements, list_length(oids), OIDOID, sizeof(Oid), true,
+										   TYPALIGN_INT));
+}
+
+/* Is the guard there already, with these arguments, on all the children there are? */
 static bool
-is_guarded(Oid table, const char *name, const char *column)
+is_guarded(Oid table, const char *name, const char *column, List *tables)
 {
 	static Statement read = {
 		"SELECT FROM pg_trigger WHERE tgrelid = $1 AND tgname = '" TRIGGER_NAME "' AND tgenabled = 'O'"
 		" AND tgargs = convert_to($2, getdatabaseencoding()) || decode('00', 'hex')"
 		"  || CASE WHEN $3 IS NULL THEN ''::bytea ELSE convert_to($3, getdatabaseencoding()) || decode('00', 'hex') END"
-		" AND NOT EXISTS (SELECT FROM (SELECT relid FROM pg_partition_tree($1) UNION SELECT $1) AS p WHERE NOT EXISTS"
+		" AND NOT EXISTS (SELECT FROM unnest($4) AS p(relid) WHERE NOT EXISTS"
 		"  (SELECT FROM pg_trigger t WHERE t.tgrelid = p.relid AND t.tgname = '" TRUNCATE_TRIGGER_NAME "'))",
-		3, {OIDOID, TEXTOID, TEXTOID}
+		4, {OIDOID, TEXTOID, TEXTOID, OIDARRAYOID}
 	};
 	QueryScope	scope;
-	Datum		values[3];
-	bool		nulls[3] = {false, false, column == NULL};
+	Datum		values[4];
+	bool		nulls[4] = {false, false, column == NULL, false};
 	bool		found;
 
 	query_begin(&scope);
@@ -374,6 +389,7 @@ is_guarded(Oid table, const char *name, const char *column)
 	values[1] = CStringGetTextDatum(name);
 	if (column != NULL)
 		values[2] = CStringGetTextDatum(column);
+	values[3] = oid_array(tables);
 	found = query_run_latest(&read, values, nulls, 0) > 0;
 	query_end(&scope);
 	return found;
@@ -384,26 +400,6 @@ table_name(Oid table)
 {
 	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(table)),
 									  get_rel_name(table));
-}
-
-/* The table and its partitions; between query_begin() and query_end(). */
-static List *
-table_and_partitions(Oid table)
-{
-	static Statement read = {
-		"SELECT relid::oid FROM pg_partition_tree($1) UNION SELECT $1", 1, {OIDOID}
-	};
-	Datum		value = ObjectIdGetDatum(table);
-	uint64		rows = query_run_latest(&read, &value, NULL, 0);
-	List	   *tables = NIL;
-
-	for (uint64 i = 0; i < rows; i++)
-	{
-		bool		isnull;
-
-		tables = lappend_oid(tables, DatumGetObjectId(query_value(i, 1, &isnull)));
-	}
-	return tables;
 }
 
 /*
@@ -431,8 +427,8 @@ check_column(Oid table, const char *column)
  * in a transaction that has not passed.  Row triggers, so that a partition that
  * is written to directly, also one that is made later, is guarded, too; by a key
  * the row is looked at when it is written, after whatever other triggers made of
- * it.  TRUNCATE knows only triggers of the very table, so all that there are get
- * one.
+ * it.  TRUNCATE knows only triggers of the very table, and so do children by
+ * INHERITS: all that there are get their own.
  */
 Datum
 coord_fence_guard(PG_FUNCTION_ARGS)
@@ -442,6 +438,7 @@ coord_fence_guard(PG_FUNCTION_ARGS)
 	char	   *column = PG_ARGISNULL(2) ? NULL : NameStr(*PG_GETARG_NAME(2));
 	char	   *args = quote_literal_cstr(name);
 	QueryScope	scope;
+	List	   *tables;
 	ListCell   *cell;
 
 	if (column != NULL)
@@ -449,16 +446,23 @@ coord_fence_guard(PG_FUNCTION_ARGS)
 		check_column(table, column);
 		args = psprintf("%s, %s", args, quote_literal_cstr(column));
 	}
-	if (is_guarded(table, name, column))
+	tables = find_all_inheritors(table, AccessShareLock, NULL);
+	if (is_guarded(table, name, column, tables))
 		PG_RETURN_VOID();
 	query_begin(&scope);
-	query_utility(psprintf("CREATE OR REPLACE TRIGGER " TRIGGER_NAME " %s INSERT OR UPDATE OR DELETE ON %s"
-						   " FOR EACH ROW EXECUTE FUNCTION coord_internal.fence_guard(%s)",
-						   column == NULL ? "BEFORE" : "AFTER", table_name(table), args));
-	foreach(cell, table_and_partitions(table))
+	foreach(cell, tables)
+	{
+		Oid			each = lfirst_oid(cell);
+
+		/* Partitions have the row trigger of their parent. */
+		if (each == table || !get_rel_relispartition(each))
+			query_utility(psprintf("CREATE OR REPLACE TRIGGER " TRIGGER_NAME " %s INSERT OR UPDATE OR DELETE ON %s"
+								   " FOR EACH ROW EXECUTE FUNCTION coord_internal.fence_guard(%s)",
+								   column == NULL ? "BEFORE" : "AFTER", table_name(each), args));
 		query_utility(psprintf("CREATE OR REPLACE TRIGGER " TRUNCATE_TRIGGER_NAME " BEFORE TRUNCATE ON %s"
 							   " FOR EACH STATEMENT EXECUTE FUNCTION coord_internal.fence_guard(%s)",
-							   table_name(lfirst_oid(cell)), args));
+							   table_name(each), args));
+	}
 	query_end(&scope);
 	PG_RETURN_VOID();
 }
@@ -480,10 +484,14 @@ coord_fence_unguard(PG_FUNCTION_ARGS)
 	found = query_run_latest(&read, &value, NULL, 0) > 0;
 	if (found)
 	{
-		query_utility(psprintf("DROP TRIGGER " TRIGGER_NAME " ON %s", table_name(table)));
-		foreach(cell, table_and_partitions(table))
-			query_utility(psprintf("DROP TRIGGER IF EXISTS " TRUNCATE_TRIGGER_NAME " ON %s",
-								   table_name(lfirst_oid(cell))));
+		foreach(cell, find_all_inheritors(table, AccessShareLock, NULL))
+		{
+			Oid			each = lfirst_oid(cell);
+
+			if (each == table || !get_rel_relispartition(each))
+				query_utility(psprintf("DROP TRIGGER IF EXISTS " TRIGGER_NAME " ON %s", table_name(each)));
+			query_utility(psprintf("DROP TRIGGER IF EXISTS " TRUNCATE_TRIGGER_NAME " ON %s", table_name(each)));
+		}
 	}
 	query_end(&scope);
 	PG_RETURN_BOOL(found);

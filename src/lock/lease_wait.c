@@ -135,6 +135,7 @@ lease_enter_gate(const char *name, int64 until)
 	int64		now;
 
 	gate_tag(&tag, name);
+	held_count_one(name);
 	if (try_lock(&tag))
 		return true;
 	now = wait_now();
@@ -272,6 +273,7 @@ lease_fence_off(const char *name, int64 until)
 	LOCKTAG		tag;
 
 	fence_tag(&tag, name);
+	held_count_one(name);
 	if (try_lock(&tag))
 		return true;
 	for (;;)

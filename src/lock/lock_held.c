@@ -52,6 +52,7 @@ PG_FUNCTION_INFO_V1(coord_internal_held_locks);
 static HTAB *holds = NULL;
 static int	nsession = 0;		/* of them, of the session */
 static int	ntransaction = 0;	/* of them, of the open transaction */
+static int	ncounted = 0;		/* gates and fences of the open transaction */
 static bool session_lock = false;	/* the lock that tells; see the file header */
 
 /* This process's block. */
@@ -79,9 +80,9 @@ block_exit(int code, Datum arg)
 	my_block->count = 0;
 	LWLockRelease(&my_block->lock);
 	if (holds != NULL)
-		pg_atomic_sub_fetch_u32(&lock_shared->nheld, hash_get_num_entries(holds));
+		pg_atomic_sub_fetch_u32(&lock_shared->nheld, hash_get_num_entries(holds) + ncounted);
 	holds = NULL;
-	nsession = ntransaction = 0;
+	nsession = ntransaction = ncounted = 0;
 	session_lock = false;
 	waiting_index = -1;
 }
@@ -251,6 +252,9 @@ xact_callback(XactEvent event, void *arg)
 		event != XACT_EVENT_PREPARE)
 		return;
 	held_waits_no_more();
+	if (ncounted > 0)
+		pg_atomic_sub_fetch_u32(&lock_shared->nheld, ncounted);
+	ncounted = 0;
 	if (ntransaction > 0)
 	{
 		hash_seq_init(&status, holds);
@@ -321,6 +325,49 @@ quota(void)
 	return (uint32) ((int64) max_locks_per_xact * (MaxBackends + max_prepared_xacts) / 2);
 }
 
+/* 53400 when there is no room for another lock. */
+static void
+check_quota(const char *name)
+{
+	if (pg_atomic_read_u32(&lock_shared->nheld) >= quota())
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("too many locks: \"%s\" was not taken", name),
+				 errdetail("coord.max_locks allows for %u at a time in this cluster.", quota()),
+				 errhint("Lock what contains them in one mode instead of each by itself, or raise coord.max_locks and max_locks_per_transaction.")));
+}
+
+/* Callbacks, and what they need; cheap after the first call. */
+static void
+prepare(void)
+{
+	HASHCTL		ctl = {0};
+
+	if (holds != NULL)
+		return;
+	lock_attach();
+	ctl.keysize = sizeof(HeldKey);
+	ctl.entrysize = sizeof(Held);
+	ctl.hcxt = TopMemoryContext;
+	holds = hash_create("coord locks held", 64, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	RegisterXactCallback(xact_callback, NULL);
+	RegisterSubXactCallback(subxact_callback, NULL);
+}
+
+/*
+ * A gate or fence of this name is about to be taken, and counts until the
+ * transaction ends.  53400 when there are too many.
+ */
+void
+held_count_one(const char *name)
+{
+	prepare();
+	reserve_entries();			/* whose exit callback gives it back */
+	check_quota(name);
+	pg_atomic_add_fetch_u32(&lock_shared->nheld, 1);
+	ncounted++;
+}
+
 /*
  * A place for a hold that is wanted, so that nothing can fail once it is
  * granted.  53400 when there are too many.
@@ -332,18 +379,7 @@ held_reserve(const char *name, const LockKey *key, LockKind kind, bool session)
 	Held	   *held;
 	bool		found;
 
-	if (holds == NULL)
-	{
-		HASHCTL		ctl = {0};
-
-		lock_attach();
-		ctl.keysize = sizeof(HeldKey);
-		ctl.entrysize = sizeof(Held);
-		ctl.hcxt = TopMemoryContext;
-		holds = hash_create("coord locks held", 64, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-		RegisterXactCallback(xact_callback, NULL);
-		RegisterSubXactCallback(subxact_callback, NULL);
-	}
+	prepare();
 	reserve_entries();
 	if (session)
 		held_check_session();
@@ -355,12 +391,7 @@ held_reserve(const char *name, const LockKey *key, LockKind kind, bool session)
 		(void) LockAcquire(&tag, ExclusiveLock, true, true);
 		session_lock = true;
 	}
-	if (pg_atomic_read_u32(&lock_shared->nheld) >= quota())
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("too many locks: \"%s\" was not taken", name),
-				 errdetail("coord.max_locks allows for %u at a time in this cluster.", quota()),
-				 errhint("Lock what contains them in one mode instead of each by itself, or raise coord.max_locks and max_locks_per_transaction.")));
+	check_quota(name);
 	held = hash_search(holds, &lookup, HASH_ENTER, &found);
 	if (!found)
 	{

@@ -33,6 +33,7 @@ typedef struct Held
 	int			index;			/* in shared memory; -1: not there */
 } Held;
 
+extern void held_count_one(const char *name);
 extern Held *held_find(const LockKey *key, LockKind kind);
 extern Held *held_reserve(const char *name, const LockKey *key, LockKind kind, bool session);
 extern void held_granted(Held *held, const char *name, const LockKey *key, bool session, int64 token);

@@ -98,7 +98,7 @@ reserve(int64 value)
 	query_begin(&scope);
 	query_run(&set, &argument, NULL, 0);
 	query_end(&scope);
-	XLogFlush(GetXLogInsertRecPtr());
+	XLogFlush(XactLastRecEnd);
 }
 
 /* What tables and the sequence say: the highest token, and what was reserved. */
@@ -232,15 +232,15 @@ coord_fence_advance(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("min_token must be between 1 and " INT64_FORMAT, MAX_TOKEN - RESERVED)));
 	known = lock_known_database();
+	if (known != NULL && known->floored &&
+		min_token <= (int64) pg_atomic_read_u64(&lock_shared->token))
+		PG_RETURN_BOOL(false);
 	stored = read_stored(&reserved);
 	if (min_token < stored && stored > token_of_time(GetCurrentTimestamp()) + MAX_AHEAD)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("min_token is lower than a token that is stored"),
 				 errdetail("The highest is " INT64_FORMAT ".", stored)));
-	if (known != NULL && known->floored &&
-		min_token <= (int64) pg_atomic_read_u64(&lock_shared->token))
-		PG_RETURN_BOOL(false);
 	reserve(Max(min_token, reserved));
 	if (known != NULL && known->floored)
 		advance(&lock_shared->token, min_token);
