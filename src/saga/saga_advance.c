@@ -244,7 +244,8 @@ saga_prepare(Saga *saga)
 				saga->steps[i].blocked_by++;
 		}
 	}
-	if (saga->backward)
+	/* What comes after the step that stopped it is not to be decided yet. */
+	if (saga->status != SAGA_RUNNING || saga->backward)
 		return;
 	for (int i = 0; i < def->nsteps; i++)
 	{

@@ -288,6 +288,28 @@ END $$;
 SELECT status, output FROM ran;
 SELECT unattended();
 
+-- Told of something while it is suspended it decides nothing about what comes after the step that failed.
+CREATE TABLE broken ();
+CREATE FUNCTION fragile(doc jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+  IF to_regclass('broken') IS NOT NULL THEN
+    RAISE 'broken';
+  END IF;
+  RETURN '"mended"';
+END $$;
+SELECT coord.saga_define('stops', ARRAY[coord.step('a', 'fragile', max_attempts => 1), coord.step('b', 'echo'), coord.step_signal('go', 'go')],
+  on_exhausted => 'suspend');
+SELECT coord.saga_start('stops', key => 'stops') IS NOT NULL;
+CALL coord.run_pending() \gset
+SELECT coord.saga_signal(find('stops'), 'go');
+CALL coord.run_pending() \gset
+SELECT step, status FROM coord.saga_steps WHERE saga_id = find('stops') ORDER BY ordinal;
+DROP TABLE broken;
+SELECT coord.saga_retry(find('stops'));
+CALL coord.run_pending() \gset
+SELECT coord.saga_status(find('stops'));
+SELECT step, status FROM coord.saga_steps WHERE saga_id = find('stops') ORDER BY ordinal;
+
 -- A picture while it waits and afterwards.
 SELECT coord.saga_start('approval', key => 'picture') IS NOT NULL;
 CALL coord.run_pending() \gset
