@@ -114,9 +114,9 @@ CREATE FUNCTION coord_internal.lease_states(OUT name text, OUT owner text, OUT r
 -- The lock manager's own rows of coord's classes in this database; see src/lock/lock_key.h.
 CREATE VIEW coord_internal.lock_row WITH (security_barrier) AS
   SELECT l.pid, l.classid, l.objid, l.objsubid, l.mode, l.granted, l.waitstart,
-         CASE l.objsubid >> 8 WHEN 77 THEN 'lock' WHEN 78 THEN 'fence' ELSE 'gate' END AS space
+         CASE l.objsubid >> 8 WHEN 77 THEN 'lock' WHEN 78 THEN 'fence' WHEN 79 THEN 'gate' ELSE 'session' END AS space
   FROM pg_locks l
-  WHERE l.locktype = 'advisory' AND l.objsubid >> 8 IN (77, 78, 79)
+  WHERE l.locktype = 'advisory' AND l.objsubid >> 8 IN (77, 78, 79, 80)
     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database());
 
 CREATE VIEW coord.locks WITH (security_barrier) AS
@@ -124,7 +124,10 @@ CREATE VIEW coord.locks WITH (security_barrier) AS
          CASE l.mode WHEN 'ExclusiveLock' THEN 'exclusive' WHEN 'ShareLock' THEN 'share'
            WHEN 'ShareRowExclusiveLock' THEN 'share_intent_exclusive'
            WHEN 'RowExclusiveLock' THEN 'intent_exclusive' ELSE 'intent_share' END AS mode,
-         h.scope, l.pid, coord_internal.role_name(h.role) AS owner, h.token, h.since AS granted_at,
+         -- what a session still says it holds after it has released all is the transaction's
+         CASE WHEN h.scope = 'session' AND NOT EXISTS
+                (SELECT FROM coord_internal.lock_row m WHERE m.space = 'session' AND m.pid = l.pid)
+           THEN 'transaction' ELSE h.scope END AS scope, l.pid, coord_internal.role_name(h.role) AS owner, h.token, h.since AS granted_at,
          (SELECT count(*) FROM coord_internal.lock_row w
           WHERE (w.classid, w.objid, w.objsubid) = (l.classid, l.objid, l.objsubid) AND NOT w.granted)::int AS waiters
   FROM coord_internal.lock_row l

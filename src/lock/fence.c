@@ -61,8 +61,14 @@ PG_FUNCTION_INFO_V1(coord_fence_guard);
 PG_FUNCTION_INFO_V1(coord_fence_unguard);
 PG_FUNCTION_INFO_V1(coord_internal_fence_guard);
 
+typedef struct Passed
+{
+	LockKey		key;
+	int64		token;
+} Passed;
+
 /* Names whose fence the open transaction has passed; in TopMemoryContext. */
-static LockKey *passed = NULL;
+static Passed *passed = NULL;
 static int	npassed = 0;
 static int	passed_size = 0;
 
@@ -78,10 +84,24 @@ has_passed(const LockKey *key)
 {
 	for (int i = npassed - 1; i >= 0; i--)
 	{
-		if (passed[i].hash == key->hash && passed[i].more == key->more)
+		if (passed[i].key.hash == key->hash && passed[i].key.more == key->more)
 			return true;
 	}
 	return false;
+}
+
+/*
+ * The grant of a token was undone with a savepoint: what passed by it has not
+ * passed.  Raises nothing.
+ */
+void
+fence_forget(int64 token)
+{
+	for (int i = npassed - 1; i >= 0; i--)
+	{
+		if (passed[i].token == token)
+			passed[i] = passed[--npassed];
+	}
 }
 
 /* Room for one more; may raise out of memory. */
@@ -92,11 +112,11 @@ reserve_passed(void)
 	{
 		RegisterXactCallback(xact_callback, NULL);
 		passed_size = 16;
-		passed = MemoryContextAlloc(TopMemoryContext, sizeof(LockKey) * passed_size);
+		passed = MemoryContextAlloc(TopMemoryContext, sizeof(Passed) * passed_size);
 	}
 	if (npassed == passed_size)
 	{
-		passed = repalloc(passed, sizeof(LockKey) * passed_size * 2);
+		passed = repalloc(passed, sizeof(Passed) * passed_size * 2);
 		passed_size *= 2;
 	}
 }
@@ -109,20 +129,26 @@ fence_tag(LOCKTAG *tag, const char *name)
 	lock_tag(tag, &key, SPACE_FENCE);
 }
 
-/* Take or release a lock for the whole transaction. */
+/* Take a fence, or give it back, for the whole transaction. */
 static void
-take_to_the_end(const LOCKTAG *tag, LOCKMODE mode)
+take_to_the_end(const char *name, const LOCKTAG *tag, LOCKMODE mode)
 {
 	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool counted = !held_by_me(tag, mode);
 
+	if (counted)
+		held_count_one(name, true);
 	PG_TRY();
 	{
 		CurrentResourceOwner = TopTransactionResourceOwner;
 		(void) LockAcquire(tag, mode, false, false);
+		counted = false;
 	}
 	PG_FINALLY();
 	{
 		CurrentResourceOwner = owner;
+		if (counted)
+			held_count_one_less(true);
 	}
 	PG_END_TRY();
 }
@@ -135,6 +161,8 @@ give_back(const LOCKTAG *tag, LOCKMODE mode)
 	CurrentResourceOwner = TopTransactionResourceOwner;
 	(void) LockRelease(tag, mode, false);
 	CurrentResourceOwner = owner;
+	if (!held_by_me(tag, mode))
+		held_count_one_less(true);
 }
 
 /*
@@ -153,10 +181,10 @@ pass_by_lock(const char *name, const LockKey *key, int64 token)
 	if (held == NULL || held->token != token)
 		return false;
 	lock_tag(&tag, key, SPACE_LOCK);
-	take_to_the_end(&tag, ExclusiveLock);
+	take_to_the_end(name, &tag, ExclusiveLock);
 	held_to_the_end(held);
 	lock_tag(&tag, key, SPACE_FENCE);
-	take_to_the_end(&tag, ExclusiveLock);
+	take_to_the_end(name, &tag, ExclusiveLock);
 	lease_get(name, &state);
 	for (int i = 0; i < state.nholders; i++)
 	{
@@ -199,11 +227,10 @@ coord_fence_check(PG_FUNCTION_ARGS)
 	token = PG_GETARG_INT64(1);
 	key = lock_key(name);
 	reserve_passed();
-	held_count_one(name);
 	if (!pass_by_lock(name, &key, token))
 	{
 		lock_tag(&tag, &key, SPACE_FENCE);
-		take_to_the_end(&tag, ShareLock);
+		take_to_the_end(name, &tag, ShareLock);
 		DEBUG_POINT("fence_taken");
 		lease_get(name, &state);
 		holder = lease_find(&state, token);
@@ -219,7 +246,10 @@ coord_fence_check(PG_FUNCTION_ARGS)
 		}
 	}
 	if (!has_passed(&key))
-		passed[npassed++] = key;
+	{
+		passed[npassed].key = key;
+		passed[npassed++].token = token;
+	}
 	PG_RETURN_VOID();
 }
 
@@ -467,30 +497,38 @@ coord_fence_guard(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+static bool
+has_trigger(Oid table, const char *trigger)
+{
+	static Statement read = {
+		"SELECT FROM pg_trigger WHERE tgrelid = $1 AND tgname = $2::name", 2, {OIDOID, TEXTOID}
+	};
+	Datum		values[2] = {ObjectIdGetDatum(table), CStringGetTextDatum(trigger)};
+
+	return query_run_latest(&read, values, NULL, 0) > 0;
+}
+
 /* coord.fence_unguard(tbl): true if it was guarded. */
 Datum
 coord_fence_unguard(PG_FUNCTION_ARGS)
 {
-	static Statement read = {
-		"SELECT FROM pg_trigger WHERE tgrelid = $1 AND tgname = '" TRIGGER_NAME "'", 1, {OIDOID}
-	};
 	Oid			table = guarded_table(fcinfo, "coord.fence_unguard()");
-	Datum		value = ObjectIdGetDatum(table);
 	QueryScope	scope;
 	ListCell   *cell;
 	bool		found;
 
 	query_begin(&scope);
-	found = query_run_latest(&read, &value, NULL, 0) > 0;
+	found = has_trigger(table, TRIGGER_NAME);
 	if (found)
 	{
 		foreach(cell, find_all_inheritors(table, AccessShareLock, NULL))
 		{
 			Oid			each = lfirst_oid(cell);
 
-			if (each == table || !get_rel_relispartition(each))
-				query_utility(psprintf("DROP TRIGGER IF EXISTS " TRIGGER_NAME " ON %s", table_name(each)));
-			query_utility(psprintf("DROP TRIGGER IF EXISTS " TRUNCATE_TRIGGER_NAME " ON %s", table_name(each)));
+			if ((each == table || !get_rel_relispartition(each)) && has_trigger(each, TRIGGER_NAME))
+				query_utility(psprintf("DROP TRIGGER " TRIGGER_NAME " ON %s", table_name(each)));
+			if (has_trigger(each, TRUNCATE_TRIGGER_NAME))
+				query_utility(psprintf("DROP TRIGGER " TRUNCATE_TRIGGER_NAME " ON %s", table_name(each)));
 		}
 	}
 	query_end(&scope);

@@ -17,6 +17,7 @@
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/resowner.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
@@ -311,8 +312,8 @@ acquire_again(const LeaseRequest *request, LeaseState *state, LeaseHolder *grant
 }
 
 /*
- * Permits in use; a lease is a semaphore with one.  One that has run out is in use
- * as well if its owner is "kept".
+ * Permits in use; a lease is a semaphore with one.  "kept" says whose are, if it
+ * has been looked at already.
  */
 static int64
 permits_in_use(const LeaseState *state, const bool *kept)
@@ -321,7 +322,7 @@ permits_in_use(const LeaseState *state, const bool *kept)
 
 	for (int i = 0; i < state->nholders; i++)
 	{
-		if ((kept != NULL && kept[i]) || lease_is_live(&state->holders[i]))
+		if (kept != NULL ? kept[i] : lease_is_live(&state->holders[i]))
 			used += state->holders[i].permits;
 	}
 	return used;
@@ -393,7 +394,8 @@ wait_for_room(const LeaseRequest *request, int64 until, bool busy, LeaseState *s
 
 /*
  * Lock the row of a lease that has run out, without waiting.  Whoever has it is
- * about to release it, or to make it last longer: then it is not free yet.
+ * about to release it, or to make it last longer: then it is not free yet.  A row
+ * that is not there at all keeps nobody.
  */
 static bool
 lock_row(const char *name, const LeaseHolder *holder)
@@ -403,17 +405,54 @@ lock_row(const char *name, const LeaseHolder *holder)
 		" FOR UPDATE SKIP LOCKED",
 		3, {TEXTOID, INT8OID, INT8OID}
 	};
+	static Statement look = {
+		"SELECT FROM coord_internal.lease WHERE name = $1 AND token = $2", 2, {TEXTOID, INT8OID}
+	};
 	QueryScope	scope;
 	Datum		values[3];
-	bool		locked;
+	bool		free;
 
 	query_begin(&scope);
 	values[0] = CStringGetTextDatum(name);
 	values[1] = Int64GetDatum(holder->token);
 	values[2] = Int64GetDatum(holder->ttl_us);
-	locked = query_write_latest(&lock, values, NULL) > 0;
+	free = query_write_latest(&lock, values, NULL) > 0 ||
+		query_run_latest(&look, values, NULL, 0) == 0;
 	query_end(&scope);
-	return locked;
+	return free;
+}
+
+/*
+ * Lock the rows of all that have run out: "kept" are those that live, or are not
+ * free.  False: then there is no room, and none is locked.
+ */
+static bool
+lock_rows(const LeaseRequest *request, const LeaseState *state, bool *kept)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	bool		any = false;
+	bool		room;
+
+	for (int i = 0; i < state->nholders; i++)
+	{
+		kept[i] = lease_is_live(&state->holders[i]);
+		any = any || !kept[i];
+	}
+	if (!any)
+		return true;
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	for (int i = 0; i < state->nholders; i++)
+		kept[i] = kept[i] || !lock_row(request->name, &state->holders[i]);
+	room = has_room(request, state, kept);
+	if (room)
+		ReleaseCurrentSubTransaction();
+	else
+		RollbackAndReleaseCurrentSubTransaction();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return room;
 }
 
 /*
@@ -426,15 +465,14 @@ grant(const LeaseRequest *request, const LeaseState *state, LeaseHolder *granted
 	bool		semaphore = state->capacity > 0;
 	bool	   *kept = palloc0(sizeof(bool) * Max(state->nholders, 1));
 
-	for (int i = 0; i < state->nholders; i++)
-		kept[i] = !lease_is_live(&state->holders[i]) && !lock_row(request->name, &state->holders[i]);
-	if (!has_room(request, state, kept))
+	if (!lock_rows(request, state, kept))
 		return false;
 	for (int i = 0; i < state->nholders && semaphore; i++)
 	{
-		if (!kept[i] && !lease_is_live(&state->holders[i]) &&
-			delete_row(request->name, state->holders[i].token))
-			lease_note_release(request->name, state->holders[i].token);
+		if (kept[i])
+			continue;
+		(void) delete_row(request->name, state->holders[i].token);
+		lease_note_release(request->name, state->holders[i].token);
 	}
 	memset(granted, 0, sizeof(LeaseHolder));
 	granted->token = lock_token_next();
@@ -485,6 +523,8 @@ lease_acquire(const LeaseRequest *request, LeaseHolder *granted)
 			break;
 		if (grant(request, &state, granted))
 			return true;
+		if (state.capacity == 0)
+			lease_open_fence(request->name);
 		busy = true;
 	}
 	lease_leave_gate(request->name);
@@ -671,10 +711,10 @@ coord_lease_break(PG_FUNCTION_ARGS)
 	{
 		const LeaseHolder *holder = &state.holders[i];
 
-		if (!delete_row(name, holder->token))
-			continue;
+		bool		had = delete_row(name, holder->token);
+
 		lease_note_release(name, holder->token);
-		if (!lease_is_live(holder))
+		if (!had || !lease_is_live(holder))
 			continue;
 		broken = true;
 		lease_log(name, holder, "broken", reason);

@@ -68,6 +68,7 @@ extern void lease_wait_prepare(const char *name);
 extern bool lease_wait(const LeaseState *state, int64 until, int64 most_us);
 extern void lease_wait_done(void);
 extern bool lease_fence_off(const char *name, int64 until);
+extern void lease_open_fence(const char *name);
 
 /* lease.c */
 typedef struct LeaseRequest
@@ -92,5 +93,6 @@ extern TimestampTz lease_expires_at(const LeaseHolder *holder);
 
 /* fence.c */
 extern void fence_tag(LOCKTAG *tag, const char *name);
+extern void fence_forget(int64 token);
 
 #endif							/* COORD_LEASE_H */

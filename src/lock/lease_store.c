@@ -296,9 +296,9 @@ load_semaphores(void)
 	query_end(&scope);
 }
 
-/* Remove the entries of this database, whatever they say. */
-static void
-forget_entries(void)
+/* Remove the entries of a database, whatever they say. */
+void
+lease_forget_entries(Oid database)
 {
 	dshash_seq_status status;
 	LeaseEntry *entry;
@@ -306,7 +306,7 @@ forget_entries(void)
 	dshash_seq_init(&status, leases, true);
 	while ((entry = dshash_seq_next(&status)) != NULL)
 	{
-		if (entry->key.database != MyDatabaseId)
+		if (entry->key.database != database)
 			continue;
 		if (entry->size > 0)
 			dsa_free(doorbell_area(), entry->holders);
@@ -367,7 +367,7 @@ lease_open(void)
 	LockDatabaseObject(ExtensionRelationId, extension, 1, ExclusiveLock);
 	if (!known->loaded)
 	{
-		forget_entries();
+		lease_forget_entries(MyDatabaseId);
 		load_semaphores();
 		load_holders();
 		known->loaded = true;
@@ -723,6 +723,8 @@ subxact_callback(SubXactEvent event, SubTransactionId mine, SubTransactionId par
 		{
 			if (event == SUBXACT_EVENT_ABORT_SUB)
 			{
+				if (notes[i].kind == NOTE_GRANT)
+					fence_forget(notes[i].holder.token);
 				finish_note(&notes[i], false);
 				continue;
 			}

@@ -80,7 +80,7 @@ wait_lock(const LOCKTAG *tag, int64 us)
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 	int			users_timeout = LockTimeout;
-	int64		ms = Min(Max(1, (us + 999) / 1000), INT_MAX);
+	const int64 ms = Min(Max(1, (us + 999) / 1000), INT_MAX);
 	volatile bool granted = false;
 
 	BeginInternalSubTransaction(NULL);
@@ -114,6 +114,48 @@ wait_lock(const LOCKTAG *tag, int64 us)
 	return granted;
 }
 
+/*
+ * The same for locks that count for the quota, each once however often it is
+ * taken.
+ */
+static bool
+try_counted(const char *name, const LOCKTAG *tag)
+{
+	bool		had = held_by_me(tag, ExclusiveLock);
+	bool		granted;
+
+	if (!had)
+		held_count_one(name, false);
+	granted = try_lock(tag);
+	if (!had && !granted)
+		held_count_one_less(false);
+	return granted;
+}
+
+static bool
+wait_counted(const char *name, const LOCKTAG *tag, int64 us)
+{
+	bool		granted;
+
+	held_count_one(name, false);
+	granted = wait_lock(tag, us);
+	if (!granted)
+		held_count_one_less(false);
+	return granted;
+}
+
+static void
+give_back(const LOCKTAG *tag)
+{
+	ResourceOwner owner = CurrentResourceOwner;
+
+	CurrentResourceOwner = CurTransactionResourceOwner;
+	LockRelease(tag, ExclusiveLock, false);
+	CurrentResourceOwner = owner;
+	if (!held_by_me(tag, ExclusiveLock))
+		held_count_one_less(false);
+}
+
 /* ----------------------------------------------------------------
  *		The gate
  * ----------------------------------------------------------------
@@ -135,14 +177,13 @@ lease_enter_gate(const char *name, int64 until)
 	int64		now;
 
 	gate_tag(&tag, name);
-	held_count_one(name);
-	if (try_lock(&tag))
+	if (try_counted(name, &tag))
 		return true;
 	now = wait_now();
 	if (now >= until)
 		return false;
 	lease_wait_begin(name);
-	if (wait_lock(&tag, until - now))
+	if (wait_counted(name, &tag, until - now))
 		return true;
 	lease_wait_done();
 	return false;
@@ -152,13 +193,10 @@ lease_enter_gate(const char *name, int64 until)
 void
 lease_leave_gate(const char *name)
 {
-	ResourceOwner owner = CurrentResourceOwner;
 	LOCKTAG		tag;
 
 	gate_tag(&tag, name);
-	CurrentResourceOwner = CurTransactionResourceOwner;
-	LockRelease(&tag, ExclusiveLock, false);
-	CurrentResourceOwner = owner;
+	give_back(&tag);
 }
 
 /* ----------------------------------------------------------------
@@ -273,8 +311,7 @@ lease_fence_off(const char *name, int64 until)
 	LOCKTAG		tag;
 
 	fence_tag(&tag, name);
-	held_count_one(name);
-	if (try_lock(&tag))
+	if (try_counted(name, &tag))
 		return true;
 	for (;;)
 	{
@@ -291,10 +328,20 @@ lease_fence_off(const char *name, int64 until)
 			steal_fence(&tag);
 			left = Min(left, STEAL_LOOK_US);
 		}
-		if (wait_lock(&tag, left))
+		if (wait_counted(name, &tag, left))
 		{
 			held_waits_no_more();
 			return true;
 		}
 	}
+}
+
+/* Nothing was granted: let fenced transactions in again. */
+void
+lease_open_fence(const char *name)
+{
+	LOCKTAG		tag;
+
+	fence_tag(&tag, name);
+	give_back(&tag);
 }

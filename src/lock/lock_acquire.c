@@ -119,25 +119,26 @@ static bool
 take(Wanted *wanted, const Terms *terms)
 {
 	LOCKMODE	mode = lock_kind_modes[terms->kind];
-	Held	   *held = held_find(&wanted->key, terms->kind);
+	Held	   *held;
 	int64		token;
 
-	if (held != NULL && held->session > 0)
-	{
+	if (terms->session)
+		held_mark_session();
+	else
 		held_check_session();
-		held = held_find(&wanted->key, terms->kind);
-	}
+	held = held_find(&wanted->key, terms->kind);
 	if (held != NULL)
 	{
-		/* Once more: never waits, and it is the same grant. */
-		(void) LockAcquire(&wanted->tag, mode, terms->session, false);
+		/* Once more: the same grant, which is never waited for. */
+		if (LockAcquire(&wanted->tag, mode, terms->session, true) == LOCKACQUIRE_NOT_AVAIL)
+			elog(ERROR, "lock \"%s\" was not held", wanted->name);
 		held_granted(held, wanted->name, &wanted->key, terms->session, held->token);
 		wanted->token = held->token;
 		return true;
 	}
 
 	(void) lock_token_current();	/* or its error before the lock */
-	held = held_reserve(wanted->name, &wanted->key, terms->kind, terms->session);
+	held = held_reserve(wanted->name, &wanted->key, terms->kind);
 	PG_TRY();
 	{
 		bool		granted = LockAcquire(&wanted->tag, mode, terms->session, true) !=

@@ -52,7 +52,17 @@ PG_FUNCTION_INFO_V1(coord_internal_held_locks);
 static HTAB *holds = NULL;
 static int	nsession = 0;		/* of them, of the session */
 static int	ntransaction = 0;	/* of them, of the open transaction */
-static int	ncounted = 0;		/* gates and fences of the open transaction */
+
+/* Gates and fences of the open transaction, by subtransaction; TopMemoryContext. */
+typedef struct Counted
+{
+	SubTransactionId subid;
+	int			count;
+} Counted;
+
+static Counted *counted = NULL;
+static int	ncounted = 0;
+static int	counted_size = 0;
 static bool session_lock = false;	/* the lock that tells; see the file header */
 
 /* This process's block. */
@@ -68,6 +78,15 @@ static int	waiting_index = -1;
  * ----------------------------------------------------------------
  */
 
+/* None of the transaction's gates and fences is held any more. */
+static void
+forget_counted(void)
+{
+	for (int i = 0; i < ncounted; i++)
+		pg_atomic_sub_fetch_u32(&lock_shared->nheld, counted[i].count);
+	ncounted = 0;
+}
+
 /*
  * The process ends.  An open transaction is aborted only after this, and its
  * callbacks then find nothing to do.
@@ -80,9 +99,10 @@ block_exit(int code, Datum arg)
 	my_block->count = 0;
 	LWLockRelease(&my_block->lock);
 	if (holds != NULL)
-		pg_atomic_sub_fetch_u32(&lock_shared->nheld, hash_get_num_entries(holds) + ncounted);
+		pg_atomic_sub_fetch_u32(&lock_shared->nheld, hash_get_num_entries(holds));
+	forget_counted();
 	holds = NULL;
-	nsession = ntransaction = ncounted = 0;
+	nsession = ntransaction = 0;
 	session_lock = false;
 	waiting_index = -1;
 }
@@ -252,9 +272,7 @@ xact_callback(XactEvent event, void *arg)
 		event != XACT_EVENT_PREPARE)
 		return;
 	held_waits_no_more();
-	if (ncounted > 0)
-		pg_atomic_sub_fetch_u32(&lock_shared->nheld, ncounted);
-	ncounted = 0;
+	forget_counted();
 	if (ntransaction > 0)
 	{
 		hash_seq_init(&status, holds);
@@ -276,6 +294,18 @@ subxact_callback(SubXactEvent event, SubTransactionId mine, SubTransactionId par
 
 	if (event == SUBXACT_EVENT_ABORT_SUB)
 		held_waits_no_more();
+	for (int i = 0; i < ncounted; i++)
+	{
+		if (counted[i].subid != mine)
+			continue;
+		if (event == SUBXACT_EVENT_COMMIT_SUB)
+			counted[i].subid = parent;	/* which may then have several places */
+		else if (event == SUBXACT_EVENT_ABORT_SUB)
+		{
+			pg_atomic_sub_fetch_u32(&lock_shared->nheld, counted[i].count);
+			counted[i].count = 0;
+		}
+	}
 	if (ntransaction == 0 || (event != SUBXACT_EVENT_COMMIT_SUB && event != SUBXACT_EVENT_ABORT_SUB))
 		return;
 	hash_seq_init(&status, holds);
@@ -354,18 +384,53 @@ prepare(void)
 	RegisterSubXactCallback(subxact_callback, NULL);
 }
 
+/* Those of a subtransaction; a new place at the end when it has none. */
+static Counted *
+counted_of(SubTransactionId subid)
+{
+	for (int i = ncounted - 1; i >= 0; i--)
+	{
+		if (counted[i].subid == subid)
+			return &counted[i];
+	}
+	if (ncounted == counted_size)
+	{
+		int			size = Max(16, counted_size * 2);
+
+		if (counted == NULL)
+			counted = MemoryContextAlloc(TopMemoryContext, sizeof(Counted) * size);
+		else
+			counted = repalloc(counted, sizeof(Counted) * size);
+		counted_size = size;
+	}
+	counted[ncounted].subid = subid;
+	counted[ncounted].count = 0;
+	return &counted[ncounted++];
+}
+
 /*
- * A gate or fence of this name is about to be taken, and counts until the
- * transaction ends.  53400 when there are too many.
+ * A gate or fence of this name is about to be taken by the open transaction, or
+ * by the open subtransaction.  53400 when there are too many.
  */
 void
-held_count_one(const char *name)
+held_count_one(const char *name, bool to_the_end)
 {
+	Counted    *mine;
+
 	prepare();
 	reserve_entries();			/* whose exit callback gives it back */
 	check_quota(name);
+	mine = counted_of(to_the_end ? TopSubTransactionId : GetCurrentSubTransactionId());
+	mine->count++;
 	pg_atomic_add_fetch_u32(&lock_shared->nheld, 1);
-	ncounted++;
+}
+
+/* It was not taken after all, or given back. */
+void
+held_count_one_less(bool to_the_end)
+{
+	counted_of(to_the_end ? TopSubTransactionId : GetCurrentSubTransactionId())->count--;
+	pg_atomic_sub_fetch_u32(&lock_shared->nheld, 1);
 }
 
 /*
@@ -373,7 +438,7 @@ held_count_one(const char *name)
  * granted.  53400 when there are too many.
  */
 Held *
-held_reserve(const char *name, const LockKey *key, LockKind kind, bool session)
+held_reserve(const char *name, const LockKey *key, LockKind kind)
 {
 	HeldKey		lookup = held_key(key, kind);
 	Held	   *held;
@@ -381,16 +446,6 @@ held_reserve(const char *name, const LockKey *key, LockKind kind, bool session)
 
 	prepare();
 	reserve_entries();
-	if (session)
-		held_check_session();
-	if (session && !session_lock)
-	{
-		LOCKTAG		tag;
-
-		session_tag(&tag);
-		(void) LockAcquire(&tag, ExclusiveLock, true, true);
-		session_lock = true;
-	}
 	check_quota(name);
 	held = hash_search(holds, &lookup, HASH_ENTER, &found);
 	if (!found)
@@ -432,6 +487,24 @@ held_granted(Held *held, const char *name, const LockKey *key, bool session, int
 		entry.since = GetCurrentTimestamp();
 		held->index = add_entry(&entry, name);
 	}
+}
+
+/*
+ * The session is about to take a lock for itself: see that the lock is there that
+ * tells whether it still has it.
+ */
+void
+held_mark_session(void)
+{
+	LOCKTAG		tag;
+
+	prepare();
+	held_check_session();
+	if (session_lock)
+		return;
+	session_tag(&tag);
+	(void) LockAcquire(&tag, ExclusiveLock, true, true);
+	session_lock = true;
 }
 
 /* The transaction holds it from now on until its end.  Raises nothing. */

@@ -33,9 +33,11 @@ typedef struct Held
 	int			index;			/* in shared memory; -1: not there */
 } Held;
 
-extern void held_count_one(const char *name);
+extern void held_mark_session(void);
+extern void held_count_one(const char *name, bool to_the_end);
+extern void held_count_one_less(bool to_the_end);
 extern Held *held_find(const LockKey *key, LockKind kind);
-extern Held *held_reserve(const char *name, const LockKey *key, LockKind kind, bool session);
+extern Held *held_reserve(const char *name, const LockKey *key, LockKind kind);
 extern void held_granted(Held *held, const char *name, const LockKey *key, bool session, int64 token);
 extern void held_waits(const char *name, const LockKey *key, LockKind kind);
 extern void held_waits_no_more(void);

@@ -17,6 +17,7 @@
 #include "storage/proc.h"
 #include "storage/shmem.h"
 #include "utils/lsyscache.h"
+#include "utils/syscache.h"
 
 #include "base/compat.h"
 #include "lock/lock.h"
@@ -95,6 +96,26 @@ lock_attach(void)
 	lock_blocks = dsa_get_address(area, lock_shared->blocks);
 }
 
+/* Forget one database that is no more; false: there is none. */
+static bool
+forget_dropped_database(void)
+{
+	for (int i = 0; i < COORD_MAX_DATABASES; i++)
+	{
+		Oid			database = lock_shared->known[i].database;
+
+		if (!OidIsValid(database) || SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(database)))
+			continue;
+		lease_forget_entries(database);
+		LWLockAcquire(&lock_shared->lock, LW_EXCLUSIVE);
+		if (lock_shared->known[i].database == database)
+			lock_shared->known[i].database = InvalidOid;
+		LWLockRelease(&lock_shared->lock);
+		return true;
+	}
+	return false;
+}
+
 /*
  * What is known of this database's tables.  NULL when they are not there or
  * there are too many databases.
@@ -130,5 +151,5 @@ lock_known_database(void)
 		pg_atomic_write_u64(&result->token_limit, 0);
 	}
 	LWLockRelease(&lock_shared->lock);
-	return result;
+	return result == NULL && forget_dropped_database() ? lock_known_database() : result;
 }

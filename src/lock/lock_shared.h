@@ -89,5 +89,6 @@ extern int64 lock_token_current(void);
 
 /* lease_store.c */
 extern void lease_attach(bool create);
+extern void lease_forget_entries(Oid database);
 
 #endif							/* COORD_LOCK_SHARED_H */
