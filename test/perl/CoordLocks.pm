@@ -82,13 +82,15 @@ sub wait_for_waiters
 sub kill_server
 {
   my ($node) = @_;
-  $node->kill9;
+  my $postmaster = (split /\n/, slurp_file($node->data_dir . '/postmaster.pid'))[0];
   my $end = time + 60;
-  until ($node->start(fail_ok => 1))
+  $node->kill9;
+  while (kill(0, $postmaster) || grep { (readlink("/proc/$_/cwd") // '') eq $node->data_dir } map { m{(\d+)} } glob '/proc/[0-9]*')
   {
-    die 'the server does not start' if time > $end;
-    sleep 0.1;
+    die 'processes of the server do not end' if time > $end;
+    sleep 0.05;
   }
+  $node->start;
   return;
 }
 

@@ -37,6 +37,15 @@ sub wait_past
   return;
 }
 
+# Until the statement of this session waits for a lock.
+sub wait_for_lock
+{
+  my ($dbh) = @_;
+  wait_until($admin, 1, q{SELECT count(*) FROM pg_locks WHERE NOT granted AND pid = ?}, $dbh->{pg_pid}) eq '1'
+    or die 'it does not wait for a lock';
+  return;
+}
+
 sub expires_at
 {
   my ($name) = @_;
@@ -156,7 +165,7 @@ sub check_leases
   $standby->init_from_backup($node, 'base', has_streaming => 1);
   $standby->start;
   take_leases('promotion');
-  $node->wait_for_catchup($standby, 'replay', $node->lsn('insert'));
+  $node->wait_for_catchup($standby, 'replay', $node->lsn('flush'));
 
   my $reader = session($standby, 'app');
   my $any = $token{long};
@@ -250,7 +259,8 @@ sub check_leases
   eventually('after a restart the lease is over again', $app, 0, $over);
   is(acquire($right, 'fenced', 'right', timeout => '300 ms'), undef, 'and the fence is there');
   my $waits = later($third, q{SELECT token FROM coord.lease_acquire('fenced', 'third', timeout => '20 s')});
-  wait_for_waiters($app, 'fenced', $third->{pg_pid});
+  wait_for_lock($third);
+  is(lock_waiters($app, 'fenced'), $third->{pg_pid}, 'who waits for it is in coord.lock_waiters');
   $left->do(q{COMMIT PREPARED 'fenced'});
   my $next = outcome($waits);
   cmp_ok($next, '>', $token, 'after COMMIT PREPARED a waiter is granted the lease');
@@ -261,7 +271,7 @@ sub check_leases
   $left->do(q{PREPARE TRANSACTION 'fenced'});
   is(release($third, 'fenced', $next), 1, 'the holder releases');
   $waits = later($right, q{SELECT token FROM coord.lease_acquire('fenced', 'right', timeout => '20 s')});
-  wait_for_waiters($app, 'fenced', $right->{pg_pid});
+  wait_for_lock($right);
   $left->do(q{ROLLBACK PREPARED 'fenced'});
   cmp_ok(outcome($waits), '>', $next, 'ROLLBACK PREPARED lets go of the fence, too');
   one($app, q{SELECT coord.lease_break('fenced')});
