@@ -242,6 +242,22 @@ foreach my $all ('SELECT pg_advisory_unlock_all()', 'DISCARD ALL')
   is(advisory_locks(), 0, 'nor does pg_locks');
 }
 
+# A step that would drop everything is not let.
+{
+  $app->do(q{CREATE FUNCTION discards(doc jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+    BEGIN
+      EXECUTE 'DISCARD ALL';
+      RETURN public.note(doc);
+    END $$});
+  one($app, q{SELECT coord.saga_define('discarding', ARRAY[coord.step('one', 'public.note', 'public.undo'),
+    coord.step('two', 'public.discards')])});
+  $app->do('TRUNCATE effect');
+  my @id = map { one($app, q{SELECT coord.saga_start('discarding')}) } 1 .. 4;
+  is(one($app, q{SELECT coord.saga_wait(?, '15 s')}, $_), 'compensated', 'a saga whose step says DISCARD ALL is undone') foreach @id;
+  is(one($app, q{SELECT string_agg(DISTINCT n::text, ',') || ' ' || count(*) FROM (
+      SELECT count(*) AS n FROM effect GROUP BY saga, step, phase) t}), '1 8', 'once');
+}
+
 ### Churn
 
 {
@@ -249,7 +265,8 @@ foreach my $all ('SELECT pg_advisory_unlock_all()', 'DISCARD ALL')
   one($admin, 'SELECT pg_reload_conf()');
   eventually('coord.max_locks is set', $_, 50, q{SELECT setting FROM pg_settings WHERE name = 'coord.max_locks'})
     foreach $app, @session;
-  $app->do(q{CREATE FUNCTION churn(who text, rounds int) RETURNS jsonb LANGUAGE plpgsql AS $$
+  # A transaction for each round: what is granted in one is held to its end.
+  $app->do(q{CREATE PROCEDURE churn(who text, rounds int, INOUT result text DEFAULT NULL) LANGUAGE plpgsql AS $$
     DECLARE
       granted int := 0; refused int := 0; failed int := 0; leased int := 0; stale int := 0; many int := 0; full_up int := 0;
       t bigint; i int;
@@ -306,15 +323,40 @@ foreach my $all ('SELECT pg_advisory_unlock_all()', 'DISCARD ALL')
             stale := stale + 1;
           END;
         END IF;
+        COMMIT;
       END LOOP;
-      RETURN jsonb_build_array(granted, failed, refused, many, full_up, leased, stale);
+      result := concat_ws(' ', granted, failed, refused, many, full_up, leased, stale);
     END $$});
   one($fourth, q{SELECT coord.lock('taken', scope => 'session')});
   my $token = acquire($fourth, 'leased', 'fourth');
-  my @churn = map { later($session[$_], q{SELECT churn(?, 1000)}, "of $_") } 0 .. 2;
-  is(outcome($churn[$_]), '[1000, 1000, 2000, 1000, 0, 200, 200]', "churn $_: grants, refusals and errors are what they should be")
+  my @churn = map { later($session[$_], qq{CALL churn('of $_', 500)}) } 0 .. 2;
+  is(outcome($churn[$_]), '500 500 1000 500 0 100 100', "churn $_: grants, refusals and errors are what they should be")
     foreach 0 .. 2;
-  is(one($left, q{SELECT churn('alone', 100)}), '[100, 100, 200, 100, 10, 20, 20]', 'churn alone');
+  is(one($left, q{CALL churn('alone', 100)}), '100 100 200 100 10 20 20', 'churn alone');
+
+  # What is not held does not count.
+  my $mine = acquire($left, 'mine', 'left');
+  my @nothing = (
+    [ 'one fence, however often it is checked,', qq{SELECT coord.fence_check('mine', $mine) FROM generate_series(1, 60)} ],
+    [ 'a lease of one\'s own, asked for again,', q{SELECT coord.lease_acquire('mine', 'left') FROM generate_series(1, 60)} ],
+    [ 'a lease that is not granted', q{SELECT coord.lease_acquire('leased', 'left') FROM generate_series(1, 60)} ],
+    [ 'a lock that is not granted', q{SELECT coord.try_lock('taken') FROM generate_series(1, 60)} ],
+    [ 'a lock that is held already', q{SELECT coord.lock('again') FROM generate_series(1, 60)} ],
+    [ 'what was rolled back to a savepoint', q{DO $$ BEGIN
+        FOR i IN 1 .. 60 LOOP
+          BEGIN
+            PERFORM coord.lease_acquire('rolled back ' || i, 'left'), coord.lock('rolled back ' || i);
+            RAISE 'no' USING ERRCODE = 'P0001';
+          EXCEPTION WHEN raise_exception THEN NULL;
+          END;
+        END LOOP; END $$} ]);
+  foreach my $of (@nothing)
+  {
+    $left->begin_work;
+    is(error_of($left, $of->[1]), 'no error', "$of->[0] does not count");
+    $left->rollback;
+  }
+  release($left, 'mine', $mine);
   one($fourth, q{SELECT coord.unlock('taken')});
   release($fourth, 'leased', $token);
 
