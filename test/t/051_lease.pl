@@ -70,7 +70,7 @@ sub take_leases
 {
   my ($round) = @_;
   $token{$_} = acquire($left, $_, 'left', ttl => '1 min') foreach qw(long released broken renewed campaign);
-  $token{$_} = acquire($left, $_, 'left', ttl => '2 s') foreach qw(short waited);
+  $token{$_} = acquire($left, $_, 'left', ttl => '3 s') foreach qw(short waited);
   one($left, q{SELECT coord.semaphore_create('semaphore', 2)});
   $token{semaphore} = acquire($left, 'semaphore', 'left', ttl => '1 min', permits => 2);
   $token{leader} = one($left, q{SELECT token FROM coord.leader_campaign('leader', 'left', '1 min')});
@@ -123,7 +123,7 @@ sub check_leases
   my $expires_at = expires_at('waited');
   my $next = outcome($waits);
   cmp_ok($next, '>', $token{uncommitted}, 'a waiter is granted the lease, with a higher token');
-  is(one($app, q{SELECT granted_at >= ?::timestamptz - interval '1 ms' FROM coord.leases WHERE name = 'waited'}, $expires_at), 1,
+  is(one($app, q{SELECT granted_at >= ?::timestamptz - interval '10 ms' FROM coord.leases WHERE name = 'waited'}, $expires_at), 1,
     'not before its time is over');
   like(error_of($left, q{SELECT coord.lease_renew('waited', ?)}, $token{waited}), qr/^ZC001/, 'the one from before is lost');
   like(error_of($left, q{SELECT coord.fence_check('waited', ?)}, $token{waited}), qr/^ZC002/, 'and stale');
