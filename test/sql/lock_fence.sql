@@ -82,7 +82,7 @@ SELECT fences();
 ROLLBACK;
 SELECT fences();
 
--- A lock of the session is checked by its token in that session, whatever its mode; the transaction then holds it, too.
+-- An exclusive lock of the session is checked by its token in that session; the transaction then holds it, too.
 SELECT coord.lock('l', 'exclusive', 'session') AS t \gset
 SELECT coord.fence_check('l', :t);
 BEGIN;
@@ -92,8 +92,9 @@ SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'advis
 COMMIT;
 SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'advisory' AND objsubid >> 8 = 77;
 SELECT try_token(format('SELECT coord.fence_check(''l'', %s)', :t));
+-- Another mode has no token of its own.
 SELECT coord.lock('l', 'share', 'session') AS t \gset
-SELECT coord.fence_check('l', :t);
+SELECT try_token(format('SELECT coord.fence_check(''l'', %s)', :t));
 SELECT coord.unlock('l', 'share');
 BEGIN;
 SELECT coord.lock('l') AS t \gset

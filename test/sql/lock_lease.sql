@@ -35,7 +35,8 @@ SELECT renew('a', 'one');
 SELECT pg_current_xact_id_if_assigned() IS NULL;
 SELECT try('SELECT renew(''a'', ''one'', ''3 min'')');
 COMMIT;
--- Such a renewal counts at once, whatever becomes of the transaction; a longer one when it is committed.
+-- Such a renewal counts at once, whatever becomes of the transaction; of a longer one only what is stored does.  The rest
+-- comes with the commit.
 BEGIN;
 SELECT renew('a', 'one', '1 s');
 ROLLBACK;
