@@ -135,18 +135,24 @@ take_to_the_end(const char *name, const LOCKTAG *tag, LOCKMODE mode)
 {
 	ResourceOwner owner = CurrentResourceOwner;
 	volatile bool counted = !held_by_me(tag, mode);
+	LockKey		key = lock_key(name);
 
 	if (counted)
 		held_count_one(name, true);
 	PG_TRY();
 	{
 		CurrentResourceOwner = TopTransactionResourceOwner;
-		(void) LockAcquire(tag, mode, false, false);
+		if (LockAcquire(tag, mode, false, true) == LOCKACQUIRE_NOT_AVAIL)
+		{
+			held_waits(name, &key, KIND_LEASE);
+			(void) LockAcquire(tag, mode, false, false);
+		}
 		counted = false;
 	}
 	PG_FINALLY();
 	{
 		CurrentResourceOwner = owner;
+		held_waits_no_more();
 		if (counted)
 			held_count_one_less(true);
 	}

@@ -638,7 +638,11 @@ finish_note(const Note *note, bool commit)
 			case NOTE_GRANT:
 				if (entry->capacity == 0)
 					entry->nholders = 0;
-				entry_holders(entry)[entry->nholders++] = note->holder;
+				remove_holder(entry, note->holder.token);	/* if it was loaded just now */
+				if (entry->nholders < Max(entry->size, 1))
+					entry_holders(entry)[entry->nholders++] = note->holder;
+				else
+					known_loaded->loaded = false;
 				break;
 			case NOTE_RELEASE:
 				remove_holder(entry, note->holder.token);

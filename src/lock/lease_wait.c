@@ -80,7 +80,7 @@ wait_lock(const LOCKTAG *tag, int64 us)
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 	int			users_timeout = LockTimeout;
-	const int64 ms = Min(Max(1, (us + 999) / 1000), INT_MAX);
+	volatile int64 ms = Min(Max(1, (us + 999) / 1000), INT_MAX);
 	volatile bool granted = false;
 
 	BeginInternalSubTransaction(NULL);

@@ -47,6 +47,7 @@
 #define TOKENS_PER_SECOND (INT64CONST(1) << 22)
 #define MAX_TOKEN ((INT64CONST(1) << 53) - 1)
 #define MAX_AHEAD (3600 * TOKENS_PER_SECOND)
+#define MAX_ADVANCE (366 * 24 * 3600 * TOKENS_PER_SECOND)
 
 /* Numbers reserved at a time, and from when on it is for less than a wait. */
 #define RESERVED (INT64CONST(1) << 36)
@@ -90,7 +91,7 @@ reserve(int64 value)
 	QueryScope	scope;
 	Datum		argument = Int64GetDatum(value);
 
-	if (value > MAX_TOKEN)
+	if (value >= MAX_TOKEN)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("there are no fencing tokens left"),
@@ -172,8 +173,8 @@ extend_limit(int64 token)
 		CHECK_FOR_INTERRUPTS();
 		pg_usleep(100);
 	}
-	reserve(token + RESERVED);
-	advance(&known_floored->token_limit, token + RESERVED);
+	reserve(token + Min(RESERVED, (MAX_TOKEN - token) / 2));
+	advance(&known_floored->token_limit, token + Min(RESERVED, (MAX_TOKEN - token) / 2));
 }
 
 /* A token higher than all before.  May raise errors: take it before the lock. */
@@ -216,6 +217,7 @@ coord_fence_advance(PG_FUNCTION_ARGS)
 	int64		min_token;
 	int64		reserved;
 	int64		stored;
+	int64		highest;
 	KnownDatabase *known;
 
 	check_required(fcinfo, 0, "min_token");
@@ -227,15 +229,22 @@ coord_fence_advance(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied for function coord.fence_advance"),
 				 errdetail("It is for members of coord_admin.")));
-	if (min_token < 1 || min_token > MAX_TOKEN - RESERVED)
+	if (min_token < 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("min_token must be between 1 and " INT64_FORMAT, MAX_TOKEN - RESERVED)));
+				 errmsg("min_token must be greater than 0")));
 	known = lock_known_database();
 	if (known != NULL && known->floored &&
 		min_token <= (int64) pg_atomic_read_u64(&lock_shared->token))
 		PG_RETURN_BOOL(false);
 	stored = read_stored(&reserved);
+	highest = Max(stored, token_of_time(GetCurrentTimestamp()) + MAX_ADVANCE);
+	if (min_token > highest)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("min_token is more than a year ahead of the clock"),
+				 errdetail("Tokens end at " INT64_FORMAT " and never go back, so that is taken for a mistake.",
+						   MAX_TOKEN)));
 	if (min_token < stored && stored > token_of_time(GetCurrentTimestamp()) + MAX_AHEAD)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
