@@ -120,7 +120,7 @@ sub two_days_later
 
 ### What holds after a block, found by what it contains
 
-my ($waiting, $outside, @task);
+my ($waiting, $outside, @task, @lease);
 my @checks = (
   [ qr/saga_define\('nightly'/, sub {
       my $id = one($db, q{SELECT coord.saga_start('nightly', key => 'tried')});
@@ -257,6 +257,41 @@ my @checks = (
       $db->do(q{SELECT coord.saga_start('outside') FROM generate_series(1, 2)});
       eventually('two tasks', $db, 2, 'SELECT count(*) FROM coord.tasks');
       ($outside, @task) = @{ $db->selectrow_arrayref(q{SELECT saga_id, task_id, token FROM coord.task_claim('calls')}) };
+  } ],
+  [ qr/CALL shop\.purge_carts/, sub {
+      is(one($db, 'SELECT string_agg(id::text, \' \') FROM shop.carts'), '2', 'old carts are purged');
+      $db->do(q{INSERT INTO shop.carts VALUES (3, now() - interval '31 days')});
+      $db->do('CALL shop.purge_carts()');
+      is(one($db, 'SELECT count(*) FROM shop.carts'), 2, 'not again within the period');
+  } ],
+  [ qr/leader_campaign/, sub {
+      my ($block) = @_;
+      is(one($db, 'SELECT string_agg(id::text, \' \') FROM shop.carts'), '2', 'the leader purges');
+      $db->do(q{INSERT INTO shop.carts VALUES (4, now() - interval '31 days')});
+      $block =~ s/host-1/host-2/;
+      is(($node->psql('postgres', $block))[0], 0, 'another host campaigns');
+      is(one($db, 'SELECT count(*) FROM shop.carts'), 2, 'and does not purge');
+      is(one($db, q{SELECT leader FROM coord.leaders WHERE name = 'shop/scheduler'}), 'host-1', 'the leader stays');
+  } ],
+  [ qr/fence_guard/, sub {
+      my ($rc, undef, $error) = $node->psql('postgres', q{UPDATE shop.feed SET position = 1});
+      isnt($rc, 0, 'nobody writes without a token');
+      like($error, qr/guarded by "feed\/(prices|weather)"/, 'it says why');
+  } ],
+  [ qr/lease_acquire\('feed/, sub {
+      is(one($db, q{SELECT position FROM shop.feed WHERE name = 'prices'}), 100, 'its holder writes');
+      is(one($db, q{SELECT count(*) FROM coord.lease_acquire('feed/prices', 'worker-2')}), 0, 'another one does not get the lease');
+      @lease = ($db->selectrow_array(q{SELECT token FROM coord.leases WHERE name = 'feed/prices'}));
+  } ],
+  [ qr/lease_break/, sub {
+      my ($block, $output) = @_;
+      is($output, 't', 'taken away');
+      is(one($db, q{SELECT count(*) FROM coord.lease_acquire('feed/prices', 'worker-2')}), 1, 'the other one gets it');
+      foreach my $call ([ 'fence_check', 'ZC002' ], [ 'lease_renew', 'ZC001' ])
+      {
+        ok(!eval { $db->do("SELECT coord.$call->[0]('feed/prices', ?)", undef, @lease); 1 }, "$call->[0] of the first one fails");
+        is($db->state, $call->[1], 'with that error');
+      }
   } ],
   [ qr/coord\.drain/, sub {
       my ($block, $output) = @_;
