@@ -17,6 +17,7 @@
 #include "access/xlog.h"
 
 #include "base/commit_level.h"
+#include "base/compat.h"
 
 /*
  * Where the log of the open transaction ended after the last thing that may be
@@ -45,14 +46,14 @@ xact_callback(XactEvent event, void *arg)
 			if (wanted != synchronous_commit)
 			{
 				saved_synchronous_commit = synchronous_commit;
-				synchronous_commit = wanted;
+				coord_set_synchronous_commit(wanted);
 			}
 			break;
 		case XACT_EVENT_COMMIT:
 		case XACT_EVENT_ABORT:
 		case XACT_EVENT_PREPARE:
 			if (saved_synchronous_commit >= 0)
-				synchronous_commit = saved_synchronous_commit;
+				coord_set_synchronous_commit(saved_synchronous_commit);
 			saved_synchronous_commit = -1;
 			late_end = InvalidXLogRecPtr;
 			durable = false;

@@ -17,6 +17,7 @@
 #include "catalog/pg_database.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
+#include "access/xact.h"
 #include "lib/dshash.h"
 #include "storage/condition_variable.h"
 #include "storage/lock.h"
@@ -24,6 +25,11 @@
 #include "storage/proc.h"
 #include "utils/acl.h"
 #include "utils/guc.h"
+#if PG_VERSION_NUM < 160000
+#include "replication/syncrep.h"
+#else
+#include "utils/guc_hooks.h"
+#endif
 #include "utils/jsonb.h"
 #include "utils/regproc.h"
 #include "utils/timestamp.h"
@@ -177,6 +183,17 @@ coord_hash_parameters(size_t key_size, size_t entry_size, int tranche)
 #endif
 	result.tranche_id = tranche;
 	return result;
+}
+
+/*
+ * Set synchronous_commit for what follows; core keeps by it in what way to wait
+ * for synchronous standbys.
+ */
+static inline void
+coord_set_synchronous_commit(int value)
+{
+	synchronous_commit = value;
+	assign_synchronous_commit(value, NULL);
 }
 
 /* A new LWLock tranche; 19 takes the name and registers it everywhere. */

@@ -202,6 +202,23 @@ pass_by_lock(const char *name, const LockKey *key, int64 token)
 	return true;
 }
 
+/*
+ * Is it the token of a lock that others may hold, too?  That is the highest so
+ * far, and may well be the one that somebody has a lease by.
+ */
+static bool
+is_of_shared_lock(const LockKey *key, int64 token)
+{
+	for (LockKind kind = KIND_INTENT_SHARE; kind < KIND_EXCLUSIVE; kind++)
+	{
+		Held	   *held = held_find(key, kind);
+
+		if (held != NULL && held->token == token)
+			return true;
+	}
+	return false;
+}
+
 static void
 stale(const char *name, int64 token, const LeaseState *state)
 {
@@ -211,6 +228,8 @@ stale(const char *name, int64 token, const LeaseState *state)
 			(errcode(ERRCODE_COORD_FENCE_STALE),
 			 errmsg("token " INT64_FORMAT " of \"%s\" is stale", token, name),
 			 holder == NULL ? errdetail("Nobody holds the lease.") :
+			 holder->token == token && lease_is_live(holder) ?
+			 errdetail("This session has it by a lock that others may hold, too.") :
 			 holder->token == token ? errdetail("Its time to live has ended.") :
 			 errdetail("The current token is " INT64_FORMAT ", of \"%s\".", holder->token, holder->owner),
 			 errhint("Roll back, and acquire the lease anew. The token of a lock is good in the session that holds it.")));
@@ -240,7 +259,8 @@ coord_fence_check(PG_FUNCTION_ARGS)
 		DEBUG_POINT("fence_taken");
 		lease_get(name, &state);
 		holder = lease_find(&state, token);
-		if (state.capacity > 0 || holder == NULL || !lease_is_live(holder))
+		if (state.capacity > 0 || holder == NULL || !lease_is_live(holder) ||
+			is_of_shared_lock(&key, token))
 		{
 			give_back(&tag, ShareLock);
 			if (state.capacity > 0)

@@ -137,11 +137,13 @@ is_ours(const LeaseHolder *holder)
 static void
 not_ours(const char *name, const LeaseHolder *holder)
 {
+	char	   *role = GetUserNameFromId(holder->role, true);
+
 	ereport(ERROR,
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 			 errmsg("lease \"%s\" was granted to another role", name),
-			 errdetail("Its owner \"%s\" acquired it as role \"%s\".", holder->owner,
-					   GetUserNameFromId(holder->role, true)),
+			 role != NULL ? errdetail("Its owner \"%s\" acquired it as role \"%s\".", holder->owner, role) :
+			 errdetail("Its owner \"%s\" acquired it as a role that was dropped.", holder->owner),
 			 errhint("coord.lease_break() takes a lease away from whoever has it.")));
 }
 
@@ -432,7 +434,7 @@ lock_rows(const LeaseRequest *request, const LeaseState *state, bool *kept)
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 	bool		any = false;
-	bool		room;
+	volatile bool room = false;
 
 	for (int i = 0; i < state->nholders; i++)
 	{
@@ -443,13 +445,29 @@ lock_rows(const LeaseRequest *request, const LeaseState *state, bool *kept)
 		return true;
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
-	for (int i = 0; i < state->nholders; i++)
-		kept[i] = kept[i] || !lock_row(request->name, &state->holders[i]);
-	room = has_room(request, state, kept);
-	if (room)
-		ReleaseCurrentSubTransaction();
-	else
+	PG_TRY();
+	{
+		for (int i = 0; i < state->nholders; i++)
+			kept[i] = kept[i] || !lock_row(request->name, &state->holders[i]);
+		room = has_room(request, state, kept);
+		if (room)
+			ReleaseCurrentSubTransaction();
+		else
+			RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		ReThrowError(error);
+	}
+	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
 	return room;

@@ -38,6 +38,7 @@
 #include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
+#include "common/hashfn.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
@@ -220,13 +221,20 @@ remove_holder(LeaseEntry *entry, int64 token)
 	}
 }
 
-/* Who waits inside a gate looks again.  Raises nothing. */
+/* Where those sleep who wait inside the gate of a name.  Raises nothing. */
+ConditionVariable *
+lease_waiters(const char *name)
+{
+	uint32		hash = hash_bytes((const unsigned char *) name, strlen(name));
+
+	return &lock_shared->waiters[hash % LOCK_WAIT_BUCKETS];
+}
+
+/* They look again.  Raises nothing. */
 static void
 wake_waiters(const char *name)
 {
-	LockKey		key = lock_key(name);
-
-	ConditionVariableBroadcast(&lock_shared->waiters[key.hash % LOCK_WAIT_BUCKETS]);
+	ConditionVariableBroadcast(lease_waiters(name));
 }
 
 /* ----------------------------------------------------------------

@@ -104,6 +104,8 @@ wait_lock(const LOCKTAG *tag, int64 us)
 		error = CopyErrorData();
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
 		if (!ours || error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
 			ReThrowError(error);
 		FreeErrorData(error);
@@ -250,9 +252,7 @@ lease_wait(const LeaseState *state, int64 until, int64 most_us)
 void
 lease_wait_prepare(const char *name)
 {
-	LockKey		key = lock_key(name);
-
-	waiting_for = &lock_shared->waiters[key.hash % LOCK_WAIT_BUCKETS];
+	waiting_for = lease_waiters(name);
 	ConditionVariablePrepareToSleep(waiting_for);
 }
 

@@ -306,6 +306,8 @@ subxact_callback(SubXactEvent event, SubTransactionId mine, SubTransactionId par
 			counted[i].count = 0;
 		}
 	}
+	while (ncounted > 0 && counted[ncounted - 1].count == 0)
+		ncounted--;
 	if (ntransaction == 0 || (event != SUBXACT_EVENT_COMMIT_SUB && event != SUBXACT_EVENT_ABORT_SUB))
 		return;
 	hash_seq_init(&status, holds);

@@ -8,8 +8,13 @@
  * class that nobody else uses, so it is queued, shown in pg_locks and checked
  * for deadlock like any other, and a user's own pg_advisory_lock() never meets
  * it.  Two names with the same tag would exclude each other needlessly, and
- * nothing worse: what a session holds is counted by name, and the lock manager
- * counts a second hold of the same tag by the same session without waiting.
+ * nothing worse: the lock manager counts a second hold of the same tag by the
+ * same session without waiting.
+ *
+ * The hash is a cryptographic one: for those of hash tables a name with the same
+ * bits as another, which the role may not use, is found in a millisecond.  So
+ * the bits stand for the name wherever names are compared often.  Since it takes
+ * as long as a lock, each process keeps those of the names it used last.
  *
  * Everybody may use every name, except under the prefixes that coord_admin has
  * closed with coord.grant_use('lock', ..).  They are few and asked for at each
@@ -20,7 +25,9 @@
 #include "postgres.h"
 
 #include "catalog/namespace.h"
+#include "common/cryptohash.h"
 #include "common/hashfn.h"
+#include "common/sha2.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -45,16 +52,51 @@ static const char *const kind_names[] = {
 
 #define LOCK_KINDS (lengthof(lock_kind_modes))
 
-/* The bits of a name. */
+/* Names this process used, by another hash; in static memory. */
+typedef struct CachedKey
+{
+	char		name[CHECK_NAME_MAX + 1];
+	LockKey		key;
+} CachedKey;
+
+#define CACHED_KEYS 64
+
+static CachedKey cached_keys[CACHED_KEYS];
+
+static void
+compute_key(const char *name, int length, LockKey *key)
+{
+	pg_cryptohash_ctx *context = pg_cryptohash_create(PG_SHA256);
+	uint8		digest[PG_SHA256_DIGEST_LENGTH];
+
+	if (context == NULL || pg_cryptohash_init(context) < 0 ||
+		pg_cryptohash_update(context, (const uint8 *) name, length) < 0 ||
+		pg_cryptohash_final(context, digest, sizeof(digest)) < 0)
+	{
+		pg_cryptohash_free(context);
+		elog(ERROR, "could not compute a hash");
+	}
+	pg_cryptohash_free(context);
+	memcpy(&key->hash, digest, sizeof(key->hash));
+	key->more = digest[sizeof(key->hash)];
+}
+
+/* The bits of a name; one that is longer than names can be has them as well. */
 LockKey
 lock_key(const char *name)
 {
-	const unsigned char *bytes = (const unsigned char *) name;
 	int			length = strlen(name);
+	CachedKey  *cached = &cached_keys[hash_bytes((const unsigned char *) name, length) % CACHED_KEYS];
 	LockKey		key;
 
-	key.hash = hash_bytes_extended(bytes, length, 0);
-	key.more = (uint8) hash_bytes_extended(bytes, length, 1);
+	if (length > 0 && strcmp(cached->name, name) == 0)
+		return cached->key;
+	compute_key(name, length, &key);
+	if (length <= CHECK_NAME_MAX)
+	{
+		memcpy(cached->name, name, length + 1);
+		cached->key = key;
+	}
 	return key;
 }
 

@@ -73,7 +73,7 @@ typedef struct LockShared
 	dsa_pointer blocks;			/* HeldBlock[nblocks], by process number */
 	uint64		leases;			/* dshash_table_handle */
 	KnownDatabase known[COORD_MAX_DATABASES];
-	ConditionVariable waiters[LOCK_WAIT_BUCKETS];	/* by the key's hash */
+	ConditionVariable waiters[LOCK_WAIT_BUCKETS];	/* see lease_waiters() */
 } LockShared;
 
 /* Valid after lock_attach(). */
@@ -89,6 +89,7 @@ extern int64 lock_token_current(void);
 
 /* lease_store.c */
 extern void lease_attach(bool create);
+extern ConditionVariable *lease_waiters(const char *name);
 extern void lease_forget_entries(Oid database);
 
 #endif							/* COORD_LOCK_SHARED_H */

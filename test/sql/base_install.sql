@@ -36,13 +36,14 @@ SELECT c.oid::regclass FROM pg_class c JOIN pg_index i ON indrelid = c.oid WHERE
 SELECT polname FROM pg_policy JOIN pg_class c ON c.oid = polrelid WHERE relnamespace IN ('coord'::regnamespace, 'coord_internal'::regnamespace);
 SELECT typname FROM pg_type WHERE typtype = 'e' AND typnamespace IN ('coord'::regnamespace, 'coord_internal'::regnamespace);
 -- Constraints have names that say what they are.
-SELECT conrelid::regclass, conname FROM pg_constraint JOIN pg_class c ON c.oid = conrelid WHERE connamespace = 'coord_internal'::regnamespace AND contype = 'c' AND NOT relispartition
-  ORDER BY conrelid::regclass::text COLLATE "C", conname COLLATE "C";
+SELECT CASE WHEN contypid <> 0 THEN 'domain ' || contypid::regtype ELSE conrelid::regclass::text END COLLATE "C" AS owner, conname
+FROM pg_constraint LEFT JOIN pg_class c ON c.oid = conrelid WHERE connamespace = 'coord_internal'::regnamespace AND contype = 'c' AND relispartition IS NOT TRUE
+  ORDER BY owner, conname COLLATE "C";
 -- Sequences end where JavaScript's integers do.
 SELECT sequencename, max_value FROM pg_sequences WHERE schemaname = 'coord_internal' AND max_value <> 9007199254740991;
 
 -- Settings.
-SELECT name, setting, unit, context, vartype, min_val, max_val, boot_val, short_desc FROM pg_settings WHERE name LIKE 'coord.%' AND name <> 'coord.debug_point' ORDER BY name COLLATE "C";
+SELECT name, setting, unit, context, vartype, min_val, max_val, boot_val, short_desc FROM pg_settings WHERE name LIKE 'coord.%' AND name NOT LIKE 'coord.debug%' ORDER BY name COLLATE "C";
 SHOW coord.test_now;
 \set VERBOSITY sqlstate
 SET coord.no_such_setting = 1;
