@@ -533,7 +533,8 @@ $$Makes tokens be higher than a number from now on, also after a restart. For co
 or what was given out has been lost.
 min_token: required, from 1.
 Returns true; false when they were already.
-Errors: 22004 null; 22023 out of range, or lower than what is stored and lies in the future; 42501; 25006 on a standby.
+Errors: 22004 null; 22023 less than 1, more than a year ahead of the clock, or lower than what is stored and lies in the future;
+42501; 25006 on a standby.
 Example: SELECT coord.fence_advance(845000000000000);$$;
 
 COMMENT ON FUNCTION coord.semaphore_create(text, int) IS
