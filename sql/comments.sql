@@ -402,19 +402,188 @@ Example: SELECT coord.start_worker();$$;
 
 COMMENT ON FUNCTION coord.grant_use(text, text, name) IS
 $$Lets a role use something of another role: with kind saga, start it, and see and cancel all its instances;
-with kind queue, claim and end the tasks in it whose owners the grantor is a member of (coord_admin's grant: all).
+with kind queue, claim and end the tasks in it whose owners the grantor is a member of (coord_admin's grant: all);
+with kind lock, use lock names that begin with a prefix, which is closed to all others from then on. The longest prefix that
+fits a name decides, and coord_admin may use all.
 The grantee's sagas run as the grantee, who needs EXECUTE on their functions. It may not define versions.
-kind: saga or queue; subscription, lock and stream are not supported yet. name: of the saga or queue. grantee: a role. All required.
-For members of the saga's owner or of the roles that the queue belongs to, and of coord_admin.
+kind: saga, queue or lock; subscription and stream are not supported yet. name: of the saga or queue, or the prefix. grantee: a role.
+All required. For members of the saga's owner or of the roles that the queue belongs to, and of coord_admin; kind lock for coord_admin.
 Returns true; false when it was granted already (of a queue, by the same grantor).
-Errors: 22004 null; 22023 unknown kind; 0A000 not supported yet; 42704 no such saga, queue or role; 42501 a queue of other roles.
+Errors: 22004 null; 22023 unknown kind; 0A000 not supported yet; 42704 no such saga, queue or role; 42501 a queue of
+other roles, or a prefix by others than coord_admin.
 Example: SELECT coord.grant_use('saga', 'order', 'web');$$;
 
 COMMENT ON FUNCTION coord.revoke_use(text, text, name) IS
-$$Takes back coord.grant_use(). Sagas that the role has started go on.
+$$Takes back coord.grant_use(). Sagas that the role has started go on. A prefix of lock names is open again after the last one.
 kind, name, grantee: as there. Of a queue, what members of the caller's roles granted; all for coord_admin.
 Returns true; false when it was not granted. Errors: as coord.grant_use().
 Example: SELECT coord.revoke_use('saga', 'order', 'web');$$;
+
+-- ---------------------------------------------------------------------------
+-- Locks and leases
+-- ---------------------------------------------------------------------------
+
+COMMENT ON FUNCTION coord.lock(text, text, text, interval) IS
+$$Takes a named lock, in order of arrival; waits for those who have it. Writes nothing.
+name: required, 1 to 200 bytes.
+mode: exclusive (default), share, intent_exclusive, intent_share or share_intent_exclusive: X, S, IX, IS and SIX of locking in
+  several granularities.
+scope: transaction (default): free at its end, or at ROLLBACK TO SAVEPOINT if first taken behind the savepoint; or session: free
+  after as many coord.unlock() as grants, at its end, by DISCARD ALL or pg_advisory_unlock_all(); not behind a pooler in transaction mode.
+timeout: how long to wait. NULL: for ever, 0: not at all.
+Returns the fencing token: of an exclusive grant higher than all before; of another mode the highest so far. Taking once more
+what one has never waits, and returns the same token. Lock in a statement of its own, and read in the next one.
+Errors: 22004 null name; 22023 empty name, unknown mode or scope, negative timeout; 42622 name too long; 42501 a name that is
+closed to the caller; 55P03 not granted in time, or lock_timeout; 40P01 deadlock; 53400 coord.max_locks reached; 55000 tokens are
+stored that lie in the future, see coord.fence_advance(); 25006 on a standby.
+Example: SELECT coord.lock('invoice/42', timeout => '2 s');$$;
+
+COMMENT ON FUNCTION coord.try_lock(text, text, text) IS
+$$Takes a named lock if that needs no waiting, also not for those who wait already.
+name, mode, scope: as in coord.lock().
+Returns the fencing token; NULL: not granted. Errors: as coord.lock(), without 55P03 and 40P01.
+Example: SELECT coord.try_lock('invoice/42') IS NOT NULL;$$;
+
+COMMENT ON FUNCTION coord.unlock(text, text) IS
+$$Gives back one hold of a session's lock. A transaction's lock is given back by its end only.
+name: required. mode: the one it was taken in, default exclusive.
+Returns true; false when the session does not hold it in this mode.
+Errors: 22004 null name; 22023 empty name or unknown mode; 42622 name too long; 25006 on a standby.
+Example: SELECT coord.unlock('invoice/42');$$;
+
+COMMENT ON FUNCTION coord.lock_many(text[], text, text, interval) IS
+$$Takes several locks, all or none, in an order that is the same for everybody: two callers do not deadlock over them.
+names: required, each once. mode, scope: of all of them, as in coord.lock(). timeout: for all together.
+Returns the fencing tokens in the order of the names.
+Errors: as coord.lock(); 22004 also if a name is null; 22023 also if one is given twice.
+Example: SELECT coord.lock_many('{account/7,account/3}');$$;
+
+COMMENT ON FUNCTION coord.lease_acquire(text, text, interval, interval, int) IS
+$$Acquires a lease, or permits of a semaphore, for an owner. It outlives the session, works through any pooler, and survives
+restart and failover. In a transaction block it is granted at COMMIT, and nobody else gets it meanwhile.
+name: required, 1 to 200 bytes. owner: required, 1 to 200 bytes: who has it, for example host, process and a random part.
+ttl: time to live, default 30 s, at most coord.max_lease. coord.lease_renew() prolongs it; after a restart it is full again.
+timeout: how long to wait, in order of arrival; default 0. Must be finite.
+permits: of a semaphore, default 1: together or not at all.
+The same owner and role again, before it ends: the same token with a fresh time to live. So repeat a call whose answer got lost.
+Returns one row, or none when it is not granted within the timeout:
+  token: the fencing token, higher than all before; for coord.lease_renew(), coord.lease_release() and coord.fence_check().
+  ttl_ms: what is left, in milliseconds. expires_at: until when.
+Errors: 22004 null; 22023 empty, a bad ttl, timeout or number of permits, or another number than the owner has; 42622 name or
+owner too long; 42501 a name that is closed to the caller, or permits of the same owner but another role; 25006 read-only or on a
+standby; 55000 the database is a copy, see coord.resume(), or as coord.lock(); 53400 coord.max_locks reached; 40P01 deadlock.
+Example: SELECT token FROM coord.lease_acquire('import', 'host-1/4711', '30 s', timeout => '10 s');$$;
+
+COMMENT ON FUNCTION coord.lease_renew(text, bigint, interval) IS
+$$Lets a lease, or permits, live on from now. For members of the role that acquired it, and of coord_admin.
+name, token: required, from coord.lease_acquire() or coord.leader_campaign().
+ttl: from now; at most coord.max_lease. NULL: the one that is stored. One that is no longer than that writes nothing and counts
+  at once, whatever becomes of the transaction; a longer one is stored and counts from COMMIT.
+Returns when it now expires.
+Errors: 22004 null; 22023 a bad ttl; ZC001 the lease is lost: released, broken, or out of time, taken by another or not;
+42501 another role's, or a closed name; 25006 a longer ttl in a read-only transaction, or on a standby; 55000 a copy.
+Example: SELECT coord.lease_renew('import', 845000000000000);$$;
+
+COMMENT ON FUNCTION coord.lease_release(text, bigint) IS
+$$Ends a lease, or gives back permits, when the transaction commits. For members of the role that acquired it, and of coord_admin.
+name, token: required.
+Returns true; false when it was over already: repeating is harmless.
+Errors: 22004 null; 22023 the token is another lease's, or was never given out; 42501 another role's, or a closed name; 25006
+read-only or on a standby; 55000 a copy.
+Example: SELECT coord.lease_release('import', 845000000000000);$$;
+
+COMMENT ON FUNCTION coord.lease_break(text, text) IS
+$$For operators: takes a lease, or all permits of a semaphore, away from whoever has it, when the transaction commits. Its token is
+stale from then on. Recorded in coord.lease_log and in the server's log. For whoever may use the name.
+name: required. reason: for the log.
+Returns true; false when nobody had it.
+Errors: 22004 null name; 42501 a closed name; 25006 read-only or on a standby; 55000 a copy.
+Example: SELECT coord.lease_break('import', 'host-1 is gone');$$;
+
+COMMENT ON FUNCTION coord.fence_check(text, bigint) IS
+$$Passes the fence of a name: fails unless the token is the current one, and keeps it current until this transaction ends. A
+successor's grant waits for that, also if the lease runs out, is released or broken meanwhile. At any isolation level; kept over
+ROLLBACK TO SAVEPOINT and PREPARE TRANSACTION. Call it in the transaction that writes, before it writes.
+name: required.
+token: required: of a lease or a leader, in any session; or of an exclusive lock in the session that has it, while nobody has the
+  lease of that name.
+Errors: ZC002 the token is stale; 0A000 the name is a semaphore's; 22004 null; 42501 a closed name; 40P01 deadlock; 25006 on a
+standby; 55000 a copy.
+Example: SELECT coord.fence_check('import', 845000000000000);$$;
+
+COMMENT ON FUNCTION coord.fence_guard(regclass, text, name) IS
+$$Guards a table: from now on its rows are written, and it is truncated, only in a transaction that has passed coord.fence_check();
+others get ZC002. Done by triggers, partitions included; a TRUNCATE of one that comes later once this is called again.
+tbl: required, for its owner. name: required, the name to be passed.
+key_column: then to write a row the name to be passed is name, a slash, and the row's key as it is printed, before and after the
+  change. TRUNCATE still wants the name itself.
+Calling it again changes nothing, with another name or key it replaces the guard.
+Errors: 22004 null; 42P01, 42809 no such table, or no table; 42501 another's table, or a closed name; 42703 no such column; 0A000 a
+virtual generated column; 25006 on a standby.
+Example: SELECT coord.fence_guard('account', 'account', key_column => 'id');$$;
+
+COMMENT ON FUNCTION coord.fence_unguard(regclass) IS
+$$Removes the guard of a table. For its owner.
+tbl: required.
+Returns true; false when there was none. Errors: 22004 null; 42P01, 42809 no such table, or no table; 42501 another's table.
+Example: SELECT coord.fence_unguard('account');$$;
+
+COMMENT ON FUNCTION coord.fence_advance(bigint) IS
+$$Makes tokens be higher than a number from now on, also after a restart. For coord_admin, where the server's clock was once ahead,
+or what was given out has been lost.
+min_token: required, from 1.
+Returns true; false when they were already.
+Errors: 22004 null; 22023 less than 1, more than a year ahead of the clock, or lower than what is stored and lies in the future;
+42501; 25006 on a standby.
+Example: SELECT coord.fence_advance(845000000000000);$$;
+
+COMMENT ON FUNCTION coord.semaphore_create(text, int) IS
+$$Makes a name a semaphore: coord.lease_acquire() then grants up to so many permits of it at a time.
+name: required, 1 to 200 bytes. capacity: required, from 1. Again with the same capacity changes nothing.
+Errors: 22004 null; 22023 empty name or capacity; 42622 name too long; 42710 it exists with another capacity; 55006 it is a lease that
+is held; 55P03 others waited for the name for 10 s; 42501 a closed name; 25006 read-only or on a standby; 55000 a copy.
+Example: SELECT coord.semaphore_create('api', 3);$$;
+
+COMMENT ON FUNCTION coord.semaphore_resize(text, int) IS
+$$Changes how many permits a semaphore has, when the transaction commits. Fewer take nothing away: none is granted until enough are
+back. For members of the role that created it, and of coord_admin.
+name, capacity: required; capacity from 1.
+Errors: 22004 null; 22023 empty name or capacity; 42704 no such semaphore; 42501 another role's, or a closed name; 25006 read-only or
+on a standby; 55000 a copy.
+Example: SELECT coord.semaphore_resize('api', 5);$$;
+
+COMMENT ON FUNCTION coord.semaphore_drop(text) IS
+$$Makes a semaphore an ordinary name again. For members of the role that created it, and of coord_admin.
+name: required.
+Returns true; false when there was none.
+Errors: 22004 null; 55006 somebody has permits; 55P03 others waited for them for 10 s; 42501 another role's, or a closed name; 25006
+read-only or on a standby; 55000 a copy.
+Example: SELECT coord.semaphore_drop('api');$$;
+
+COMMENT ON FUNCTION coord.leader_campaign(text, text, interval) IS
+$$Asks to lead, or to go on leading. Does not wait: call it every few seconds. An election is a lease: whoever has it leads.
+name: required. owner: required, the candidate. ttl: default 15 s, at most coord.max_lease; who does not come back within it is
+  followed by the next one.
+Returns one row: is_leader; leader: who leads, also if it is not the caller; token: his fencing token; ttl_ms: what is left of his
+time, in milliseconds. leader, token and ttl_ms are null when nobody leads yet, for a grant is not committed.
+Errors: as coord.lease_acquire(); 0A000 the name is a semaphore's.
+Example: SELECT is_leader, token FROM coord.leader_campaign('scheduler', 'host-1');$$;
+
+COMMENT ON FUNCTION coord.leader_resign(text, text) IS
+$$Ends a leader's time, when the transaction commits. For members of the role that campaigned, and of coord_admin.
+name, owner: required.
+Returns true; false when that owner did not lead.
+Errors: 22004 null; 42501 another role's, or a closed name; 0A000 a semaphore; 25006 read-only or on a standby; 55000 a copy.
+Example: SELECT coord.leader_resign('scheduler', 'host-1');$$;
+
+COMMENT ON FUNCTION coord.once_per(text, interval) IS
+$$Says yes to one caller per period. Part of the transaction: another caller waits for its end, and is the first if it is rolled
+back; so do the work in it, or start a saga.
+name: required. period: required, positive and finite: since the last yes, by the wall clock.
+Returns true for the first, false for the others.
+Errors: 22004 null; 22023 empty name or a bad period; 42501 a closed name; 40001 a concurrent call in a transaction that keeps its
+snapshot; 25006 read-only or on a standby; 55000 a copy.
+Example: SELECT coord.once_per('nightly_report', '20 hours');$$;
 
 -- ---------------------------------------------------------------------------
 -- Views
@@ -541,6 +710,61 @@ COMMENT ON COLUMN coord.stuck.waits_for IS 'Whom or what it waits for, and why.'
 COMMENT ON COLUMN coord.stuck.hint IS 'What can be done.';
 COMMENT ON COLUMN coord.stuck.repair IS 'The usual statement to do it.';
 
+COMMENT ON VIEW coord.locks IS
+$$Named locks that sessions of this database hold: those of roles that the reader is a member of, all for coord_admin and
+pg_monitor. A prepared transaction's have no pid and no name.$$;
+COMMENT ON COLUMN coord.locks.name IS 'The lock.';
+COMMENT ON COLUMN coord.locks.mode IS 'exclusive, share, intent_exclusive, intent_share or share_intent_exclusive.';
+COMMENT ON COLUMN coord.locks.scope IS 'session, or transaction; session when both hold it.';
+COMMENT ON COLUMN coord.locks.pid IS 'Process id of the session.';
+COMMENT ON COLUMN coord.locks.owner IS 'The role that took it.';
+COMMENT ON COLUMN coord.locks.token IS 'The fencing token that was returned.';
+COMMENT ON COLUMN coord.locks.granted_at IS 'Since when it is held.';
+COMMENT ON COLUMN coord.locks.waiters IS 'How many wait for it, in whatever mode.';
+
+COMMENT ON VIEW coord.lock_waiters IS
+$$Sessions that wait for a lock or a lease: those of roles that the reader is a member of, all for coord_admin and pg_monitor.$$;
+COMMENT ON COLUMN coord.lock_waiters.name IS 'What it waits for.';
+COMMENT ON COLUMN coord.lock_waiters.position IS 'Its place in the queue, from 1.';
+COMMENT ON COLUMN coord.lock_waiters.pid IS 'Process id of the session.';
+COMMENT ON COLUMN coord.lock_waiters.owner IS 'Its role.';
+COMMENT ON COLUMN coord.lock_waiters.mode IS 'The mode of a lock; lease: it waits for a lease or for permits.';
+COMMENT ON COLUMN coord.lock_waiters.waiting_since IS 'Since when.';
+COMMENT ON COLUMN coord.lock_waiters.blocked_by IS
+  'Process ids of sessions that are in front of it. Empty for the first one who waits for a lease: its holder is no session.';
+
+COMMENT ON VIEW coord.leases IS
+$$Leases, elections and permits that are granted and have not run out: those acquired by roles that the reader is a member of,
+all for coord_admin and pg_monitor. What a transaction has not committed is not shown. Empty on a standby.$$;
+COMMENT ON COLUMN coord.leases.name IS 'The lease.';
+COMMENT ON COLUMN coord.leases.owner IS 'Who has it, as it was said to coord.lease_acquire().';
+COMMENT ON COLUMN coord.leases.token IS 'The fencing token.';
+COMMENT ON COLUMN coord.leases.granted_at IS 'When it was granted; acquiring again and renewing do not change that.';
+COMMENT ON COLUMN coord.leases.expires_at IS 'When it ends if it is not renewed.';
+COMMENT ON COLUMN coord.leases.ttl IS 'The time to live that is stored: how long a renewal without one lasts.';
+COMMENT ON COLUMN coord.leases.permits IS 'How many permits the owner has; 1 of what is no semaphore.';
+COMMENT ON COLUMN coord.leases.capacity IS 'How many there are; 1 of what is no semaphore.';
+COMMENT ON COLUMN coord.leases.waiters IS 'How many sessions wait for it.';
+
+COMMENT ON VIEW coord.leaders IS
+$$Who leads which election; rows as in coord.leases. Not what was got by coord.lease_acquire().$$;
+COMMENT ON COLUMN coord.leaders.name IS 'The election.';
+COMMENT ON COLUMN coord.leaders.leader IS 'Who leads, as it was said to coord.leader_campaign().';
+COMMENT ON COLUMN coord.leaders.token IS 'His fencing token.';
+COMMENT ON COLUMN coord.leaders.elected_at IS 'Since when he leads.';
+COMMENT ON COLUMN coord.leaders.expires_at IS 'When that ends if he does not come back.';
+COMMENT ON COLUMN coord.leaders.ttl IS 'How long he may stay away.';
+
+COMMENT ON VIEW coord.lease_log IS
+$$What operators did to leases: a reader sees what roles did that he is a member of, coord_admin and pg_monitor all.$$;
+COMMENT ON COLUMN coord.lease_log.at IS 'When.';
+COMMENT ON COLUMN coord.lease_log.name IS 'The lease.';
+COMMENT ON COLUMN coord.lease_log.owner IS 'Who had it.';
+COMMENT ON COLUMN coord.lease_log.token IS 'Its fencing token, which is stale since.';
+COMMENT ON COLUMN coord.lease_log.event IS 'broken: coord.lease_break().';
+COMMENT ON COLUMN coord.lease_log.role IS 'The operator.';
+COMMENT ON COLUMN coord.lease_log.reason IS 'The operator''s reason.';
+
 -- ---------------------------------------------------------------------------
 -- coord_internal, for readers of the source
 -- ---------------------------------------------------------------------------
@@ -563,6 +787,15 @@ COMMENT ON TABLE coord_internal.task IS 'Steps that are handed out.';
 COMMENT ON TABLE coord_internal.task_gone IS 'Tasks of finished sagas, while somebody may still hold a token.';
 COMMENT ON TABLE coord_internal.saga_inbox IS 'Sagas to which something has happened.';
 COMMENT ON TABLE coord_internal.saga_signal IS 'Signals, until their saga is finished.';
+COMMENT ON TABLE coord_internal.lease IS 'Leases, elections and permits that were granted; deadlines are in shared memory.';
+COMMENT ON TABLE coord_internal.semaphore IS 'Capacities of semaphores.';
+COMMENT ON TABLE coord_internal.once IS 'When coord.once_per() last said yes.';
+COMMENT ON TABLE coord_internal.lease_log IS 'What operators did to leases.';
+COMMENT ON SEQUENCE coord_internal.token_floor IS 'Up to where fencing tokens were reserved.';
+COMMENT ON VIEW coord_internal.lock_row IS 'The lock manager''s own rows of coord''s locks, fences and gates.';
+COMMENT ON FUNCTION coord_internal.held_locks() IS 'What sessions hold and wait for by name, from shared memory.';
+COMMENT ON FUNCTION coord_internal.lease_states() IS 'Who has which lease, from shared memory.';
+COMMENT ON FUNCTION coord_internal.fence_guard() IS 'Trigger of coord.fence_guard().';
 COMMENT ON SEQUENCE coord_internal.task_id IS 'Ids of tasks.';
 COMMENT ON SEQUENCE coord_internal.saga_signal_id IS 'Order of signals.';
 COMMENT ON VIEW coord_internal.granted_queue IS 'Queues that the current user was granted the use of, and by whom.';
