@@ -241,6 +241,27 @@ sub check_leases
   one($app, q{SELECT coord.lease_break('over')});
 }
 
+### Durable whatever the session says
+
+# A synchronous standby that is not there: who waits for it is seen to wait.
+foreach my $level (qw(off local remote_write))
+{
+  $admin->do(q{ALTER SYSTEM SET synchronous_standby_names = 'nobody'});
+  $node->reload;
+  eventually('a synchronous standby is wanted', $admin, 'nobody', q{SELECT setting FROM pg_settings WHERE name = 'synchronous_standby_names'});
+  $left->do("SET synchronous_commit = $level");
+  my $waits = later($left, q{SELECT token FROM coord.lease_acquire('durable', 'left')});
+  eventually("with synchronous_commit = $level a grant waits for the standby", $admin, 'SyncRep',
+    q{SELECT wait_event FROM pg_stat_activity WHERE pid = ?}, $left->{pg_pid});
+  is(acquire($right, 'durable', 'right'), undef, 'nobody else has it meanwhile');
+  $admin->do(q{ALTER SYSTEM RESET synchronous_standby_names});
+  $node->reload;
+  my $token = outcome($waits);
+  is(one($left, 'SHOW synchronous_commit'), $level, 'the setting is as it was');
+  is(release($left, 'durable', $token), 1, 'it is released');
+  $left->do('RESET synchronous_commit');
+}
+
 ### Prepared transactions
 
 {
