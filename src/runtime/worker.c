@@ -541,6 +541,8 @@ run(void)
 		if (my_database->scan || now >= safety_at)
 		{
 			scan_tables(true);
+			if (now >= safety_at)
+				my_database->requests = my_database->requests || my_database->requests_left;
 			safety_at = now + SAFETY_SCAN_US;
 			if (my_database->queued > 0)
 				continue;

@@ -23,8 +23,9 @@
  * 5. The flag "requests" wakes a worker for sagas that nobody would claim soon.
  *	  The holder may be another operator's open transaction: its commit sets
  *	  the flag as well.  That worker may find the saga still locked by a turn that
- *	  is just ending: whoever ends a turn and finds that the serial has changed
- *	  sets the flag again (saga_turn_end()).
+ *	  is just ending, or by another worker that applies requests: whoever had
+ *	  sagas in hand and finds that the serial has changed meanwhile sets the flag
+ *	  again (saga_turn_end()).
  *
  * Privileges are checked when the verb is called; the audit row in the log
  * bears the role that called.
@@ -45,6 +46,7 @@
 
 #include "base/check.h"
 #include "base/clock.h"
+#include "base/debug_point.h"
 #include "base/errors.h"
 #include "base/installation.h"
 #include "base/query.h"
@@ -577,7 +579,7 @@ saga_apply_requests_to(Turn *turn, Saga **sagas, int count)
  * transaction.
  */
 static void
-apply_waiting(void)
+apply_waiting(Turn *turn)
 {
 	static Statement list = {
 		"SELECT DISTINCT saga_id FROM coord_internal.saga_request"
@@ -598,13 +600,12 @@ apply_waiting(void)
 	QueryScope	scope;
 	Datum		value = Int32GetDatum(REQUEST_BATCH);
 	int64		ids[REQUEST_BATCH];
-	Turn		turn;
 	Saga	  **sagas;
 	uint64		rows;
 	int			loaded;
 	bool		isnull;
 
-	saga_turn_begin(&turn, identity_is_worker());
+	saga_turn_begin(turn, identity_is_worker());
 	query_begin(&scope);
 	rows = query_run_latest(&list, &value, NULL, 0);
 	for (uint64 i = 0; i < rows; i++)
@@ -612,21 +613,22 @@ apply_waiting(void)
 	query_end(&scope);
 	if (rows == 0)
 	{
-		if (turn.slot != NULL)
+		if (turn->slot != NULL)
 		{
 			LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
-			if (turn.slot->request_serial == turn.request_serial)
-				turn.slot->requests_left = false;
+			if (turn->slot->request_serial == turn->request_serial)
+				turn->slot->requests_left = false;
 			LWLockRelease(&coord_shared->lock);
 		}
 		return;
 	}
 
 	saga_ensure_partitions(true);
-	sagas = saga_load(&turn, ids, (int) rows, 0, &loaded);
+	sagas = saga_load(turn, ids, (int) rows, 0, &loaded);
 	for (int i = 0; i < loaded; i++)
-		apply_to_saga(&turn, sagas[i]);
-	saga_flush(&turn, sagas, loaded);
+		apply_to_saga(turn, sagas[i]);
+	saga_flush(turn, sagas, loaded);
+	DEBUG_POINT("requests_applied");
 
 	query_begin(&scope);
 	value = TimestampTzGetDatum(clock_now());
@@ -641,22 +643,29 @@ apply_waiting(void)
 void
 saga_apply_requests(void)
 {
+	Turn		turn = {0};
+
 	StartTransactionCommand();
 	if (installation_lock(AccessShareLock))
 	{
 		installation_check();
 		PushActiveSnapshot(GetTransactionSnapshot());
-		apply_waiting();
+		apply_waiting(&turn);
 		PopActiveSnapshot();
 	}
 	CommitTransactionCommand();
+
+	/* It had sagas in hand as a turn has them. */
+	saga_turn_end(&turn);
 }
 
 /* The same in the open transaction of a session that runs sagas. */
 void
 saga_apply_requests_here(void)
 {
-	apply_waiting();
+	Turn		turn;
+
+	apply_waiting(&turn);
 }
 
 /* ----------------------------------------------------------------

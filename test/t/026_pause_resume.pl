@@ -31,6 +31,33 @@ $node->safe_psql('postgres', q{SELECT coord.resume(); SELECT coord.saga_start('q
 $gate->query_safe(q{SELECT pg_advisory_unlock_all()});
 is($node->safe_psql('postgres', q{SELECT coord.saga_wait(max(id), '20 s') FROM coord.sagas}), 'completed',
   'the resume holds');
+
+# A worker that applies a pause which was left for it has the saga in hand; the resume that
+# comes meanwhile is passed over by whoever looks, and must not be forgotten.
+$node->safe_psql('postgres', q{
+  CREATE FUNCTION hold(jsonb) RETURNS void LANGUAGE sql AS 'SELECT pg_advisory_xact_lock_shared(7)';
+  DO $$ BEGIN PERFORM coord.saga_define('held', ARRAY[coord.step('one', 'hold'), coord.step('two', 'act')]); END $$;
+});
+$node->append_conf('postgresql.conf', "coord.debug_point = 'wait:requests_applied'");
+$node->reload;
+my $step = $node->background_psql('postgres');
+$step->query_safe(q{SELECT pg_advisory_lock(7)});
+$gate->query_safe(q{SELECT pg_advisory_lock(20190315, hashtext('requests_applied'))});
+my $id = $node->safe_psql('postgres', q{SELECT coord.saga_start('held')});
+my $waiting = q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 20190315 AND NOT granted};
+ok($node->poll_query_until('postgres', q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND NOT granted}, '1'),
+  'a step runs');
+$node->safe_psql('postgres', "SELECT coord.saga_pause($id)");
+$step->query_safe(q{SELECT pg_advisory_unlock(7)});
+ok($node->poll_query_until('postgres', "$waiting AND pid IN (SELECT pid FROM pg_locks WHERE locktype = 'transactionid' AND granted)", '1'),
+  'a worker applies the pause');
+$node->safe_psql('postgres', "SELECT coord.saga_resume($id)");
+my $before = $node->safe_psql('postgres', $waiting);
+$node->safe_psql('postgres', 'SELECT coord.start_worker()');
+ok($node->poll_query_until('postgres', $waiting, $before + 1), 'another one has looked for requests');
+$gate->query_safe(q{SELECT pg_advisory_unlock_all()});
+is($node->safe_psql('postgres', "SELECT coord.saga_wait($id, '20 s')"), 'completed', 'the resume is applied, too');
+$step->quit;
 $gate->quit;
 $node->stop;
 done_testing();
