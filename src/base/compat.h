@@ -17,6 +17,7 @@
 #include "catalog/pg_database.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
+#include "access/tableam.h"
 #include "access/xact.h"
 #include "lib/dshash.h"
 #include "storage/condition_variable.h"
@@ -194,6 +195,19 @@ coord_set_synchronous_commit(int value)
 {
 	synchronous_commit = value;
 	assign_synchronous_commit(value, NULL);
+}
+
+/* Delete a row, and wait for whoever is at it; 19 takes options. */
+static inline TM_Result
+coord_tuple_delete(Relation relation, ItemPointer tid, CommandId command, Snapshot snapshot,
+				   TM_FailureData *failure)
+{
+#if PG_VERSION_NUM < 190000
+	return table_tuple_delete(relation, tid, command, snapshot, InvalidSnapshot, true, failure,
+							  false);
+#else
+	return table_tuple_delete(relation, tid, command, 0, snapshot, InvalidSnapshot, true, failure);
+#endif
 }
 
 /* A new LWLock tranche; 19 takes the name and registers it everywhere. */

@@ -224,19 +224,7 @@ write_row(const char *name, bool semaphore, const LeaseHolder *holder)
 static bool
 delete_row(const char *name, int64 token)
 {
-	static Statement delete = {
-		"DELETE FROM coord_internal.lease WHERE name = $1 AND token = $2", 2, {TEXTOID, INT8OID}
-	};
-	QueryScope	scope;
-	Datum		values[2];
-	bool		found;
-
-	query_begin(&scope);
-	values[0] = CStringGetTextDatum(name);
-	values[1] = Int64GetDatum(token);
-	found = query_write_latest(&delete, values, NULL) > 0;
-	query_end(&scope);
-	return found;
+	return lease_row_delete(lease_relation(), name, token);
 }
 
 /* A longer time to live than before is durable before it counts. */
@@ -500,7 +488,10 @@ grant(const LeaseRequest *request, const LeaseState *state, LeaseHolder *granted
 	granted->role = GetUserId();
 	granted->leader = request->leader;
 	strlcpy(granted->owner, request->owner, sizeof(granted->owner));
-	write_row(request->name, semaphore, granted);
+	if (state->nholders == 0)
+		lease_row_insert(lease_relation(), request->name, semaphore, granted);
+	else
+		write_row(request->name, semaphore, granted);
 	granted->deadline = clock_steady_us() + request->ttl_us;
 	lease_note_grant(request->name, granted, semaphore);
 	lease_sweep_later(lease_expires_at(granted));

@@ -59,6 +59,12 @@ extern void lease_sweep_later(TimestampTz deadline);
 extern void lease_note_capacity(const char *name, int capacity);
 extern bool lease_granted_here(void);
 
+extern Oid	lease_relation(void);
+
+/* lease_row.c */
+extern void lease_row_insert(Oid relid, const char *name, bool semaphore, const LeaseHolder *holder);
+extern bool lease_row_delete(Oid relid, const char *name, int64 token);
+
 /* lease_wait.c */
 extern int64 lease_wait_end(int64 timeout_us);
 extern bool lease_enter_gate(const char *name, int64 until);

@@ -141,6 +141,13 @@ lease_attach(bool create)
 	register_callbacks();
 }
 
+/* coord_internal.lease. */
+Oid
+lease_relation(void)
+{
+	return my_relation;
+}
+
 static void
 make_key(LeaseKey *key, const char *name)
 {
