@@ -515,11 +515,11 @@ COMMENT ON FUNCTION coord.fence_guard(regclass, text, name) IS
 $$Guards a table: from now on its rows are written, and it is truncated, only in a transaction that has passed coord.fence_check();
 others get ZC002. Done by triggers, partitions included; a TRUNCATE of one that comes later once this is called again.
 tbl: required, for its owner. name: required, the name to be passed.
-key_column: then to write a row the name to be passed is name, a slash, and the row's key as it is printed, before and after the
+key_column: then to write a row the name to be passed is name, a slash, and the row's key, before and after the
   change. TRUNCATE still wants the name itself.
 Calling it again changes nothing, with another name or key it replaces the guard.
 Errors: 22004 null; 42P01, 42809 no such table, or no table; 42501 another's table, or a closed name; 42703 no such column; 0A000 a
-virtual generated column; 25006 on a standby.
+virtual generated column, or a key that is not an integer, numeric, text, uuid, boolean or enum; 25006 on a standby.
 Example: SELECT coord.fence_guard('account', 'account', key_column => 'id');$$;
 
 COMMENT ON FUNCTION coord.fence_unguard(regclass) IS

@@ -129,5 +129,6 @@ check_not_in_recovery(const char *what)
 		ereport(ERROR,
 				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
 				 errmsg("%s cannot be executed during recovery", what),
+				 errdetail("This server is a standby."),
 				 errhint("Nothing runs on a standby: ask the primary.")));
 }

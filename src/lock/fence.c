@@ -267,7 +267,8 @@ coord_fence_check(PG_FUNCTION_ARGS)
 				ereport(ERROR,
 						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 						 errmsg("\"%s\" is a semaphore", name),
-						 errdetail("Several hold it at a time, so none of their tokens is the current one.")));
+						 errdetail("Several hold it at a time, so none of their tokens is the current one."),
+						 errhint("Check the token of a lease or of an election.")));
 			stale(name, token, &state);
 		}
 	}
@@ -458,6 +459,29 @@ table_name(Oid table)
 									  get_rel_name(table));
 }
 
+/* Does a value of this type look the same in every session? */
+static bool
+prints_alike(Oid type)
+{
+	switch (type)
+	{
+		case BOOLOID:
+		case BPCHAROID:
+		case INT2OID:
+		case INT4OID:
+		case INT8OID:
+		case NAMEOID:
+		case NUMERICOID:
+		case OIDOID:
+		case TEXTOID:
+		case UUIDOID:
+		case VARCHAROID:
+			return true;
+		default:
+			return get_typtype(type) == TYPTYPE_ENUM;
+	}
+}
+
 /*
  * 42703 when there is no such column, 0A000 when a row does not hold it.
  */
@@ -470,6 +494,14 @@ check_column(Oid table, const char *column)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_COLUMN),
 				 errmsg("column \"%s\" of table \"%s\" does not exist", column, get_rel_name(table))));
+	if (!prints_alike(getBaseType(get_atttype(table, number))))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("column \"%s\" of table \"%s\" cannot be the key of a guard", column,
+						get_rel_name(table)),
+				 errdetail("Values of type %s are printed as the session's settings say, so one row would have several names.",
+						   format_type_be(get_atttype(table, number))),
+				 errhint("Use a key of an integer, numeric, text, uuid, boolean or enum type.")));
 	if (get_attgenerated(table, number) == 'v')
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),

@@ -39,7 +39,8 @@ check_no_semaphore(const char *name, const LeaseState *state)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("\"%s\" is a semaphore", name),
-				 errdetail("Several hold it at a time, so none of them leads.")));
+				 errdetail("Several hold it at a time, so none of them leads."),
+				 errhint("Use another name for the election.")));
 }
 
 /* Who leads, for a campaigner who does not; NULL: nobody. */
@@ -146,7 +147,9 @@ coord_once_per(PG_FUNCTION_ARGS)
 	if (us <= 0 || !coord_interval_is_finite(PG_GETARG_INTERVAL_P(1)))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("period must be finite and greater than 0")));
+				 errmsg("period must be finite and greater than 0"),
+				 errdetail("One caller in each period is told true."),
+				 errhint("Give an interval such as '1 day'.")));
 	PreventCommandIfReadOnly("coord.once_per()");
 	now = clock_now();
 	query_begin(&scope);

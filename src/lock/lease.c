@@ -79,7 +79,9 @@ lease_ttl(FunctionCallInfo fcinfo, int argument, int64 default_us)
 	if (us <= 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("ttl must be greater than 0")));
+				 errmsg("ttl must be greater than 0"),
+				 errdetail("A lease without a time to live would be over when it is granted."),
+				 errhint("Give an interval such as '30 s'.")));
 	if (us > limit)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -93,9 +95,9 @@ lease_ttl(FunctionCallInfo fcinfo, int argument, int64 default_us)
 char *
 lease_owner(FunctionCallInfo fcinfo, int argument)
 {
-	char	   *owner = check_text(fcinfo, argument, "owner");
+	char	   *owner = check_optional_text(fcinfo, argument);
 
-	check_name("owner", owner);
+	lock_check_text("owner", owner);
 	return owner;
 }
 
@@ -111,7 +113,8 @@ timeout_us(FunctionCallInfo fcinfo, int argument)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("timeout must be finite and not negative"),
-				 errhint("0 does not wait. What a lease is waited for is not seen by the deadlock detector, so every wait has an end.")));
+				 errdetail("What a lease is waited for is not seen by the deadlock detector, so every wait has an end."),
+				 errhint("0 does not wait.")));
 	return us;
 }
 
@@ -336,7 +339,9 @@ check_permits(const LeaseRequest *request, const LeaseState *state)
 				 errhint("SELECT coord.semaphore_create(..) before more than one permit is acquired.")));
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("semaphore \"%s\" has only %d permits", request->name, state->capacity)));
+			 errmsg("semaphore \"%s\" has only %d permits", request->name, state->capacity),
+			 errdetail("%d are wanted at once, which would never be granted.", request->permits),
+			 errhint("SELECT coord.semaphore_resize(..) changes its capacity.")));
 }
 
 /* How long to wait for somebody who has the row of a lease that has run out. */
@@ -557,7 +562,9 @@ coord_lease_acquire(PG_FUNCTION_ARGS)
 	if (request.permits < 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("permits must be greater than 0")));
+				 errmsg("permits must be greater than 0"),
+				 errdetail("It is how many permits of a semaphore are wanted."),
+				 errhint("Leave it out for a lease.")));
 	InitMaterializedSRF(fcinfo, 0);
 	if (lease_acquire(&request, &granted))
 	{
@@ -646,6 +653,7 @@ check_token(const char *name, int64 token)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("there is no token " INT64_FORMAT, token),
+				 errdetail("It was never given out."),
 				 errhint("coord.lease_acquire() returns the token.")));
 	query_begin(&scope);
 	if (query_run(&read, &value, NULL, 0) > 0)

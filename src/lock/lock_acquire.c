@@ -204,6 +204,7 @@ timeout_end(FunctionCallInfo fcinfo, int argument)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("timeout must not be negative"),
+				 errdetail("It is how long to wait at most."),
 				 errhint("NULL waits for ever, 0 not at all.")));
 	if (!coord_interval_is_finite(PG_GETARG_INTERVAL_P(argument)))
 		return DT_NOEND;
@@ -270,8 +271,8 @@ coord_unlock(PG_FUNCTION_ARGS)
 	LockKey		key;
 
 	check_callable("coord.unlock()");
-	name = check_text(fcinfo, 0, "name");
-	check_name("name", name);
+	name = check_optional_text(fcinfo, 0);
+	lock_check_text("name", name);
 	key = lock_key(name);
 	PG_RETURN_BOOL(release(&key, lock_kind(fcinfo, 1)));
 }
@@ -308,7 +309,9 @@ wanted_names(FunctionCallInfo fcinfo, int *count)
 		if (nulls[i])
 			ereport(ERROR,
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("names must not contain null")));
+					 errmsg("names must not contain null"),
+					 errdetail("Element %d is null.", i + 1),
+					 errhint("Leave out what is not to be locked.")));
 		set_wanted(&wanted[i], TextDatumGetCString(elements[i]));
 		lock_check_name(wanted[i].name);
 		wanted[i].place = i;
@@ -319,7 +322,9 @@ wanted_names(FunctionCallInfo fcinfo, int *count)
 		if (strcmp(wanted[i].name, wanted[i - 1].name) == 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("name \"%s\" is given twice", wanted[i].name)));
+					 errmsg("name \"%s\" is given twice", wanted[i].name),
+					 errdetail("Each name gets one token."),
+					 errhint("Give each name once.")));
 	}
 	return wanted;
 }

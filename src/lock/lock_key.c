@@ -144,6 +144,7 @@ lock_kind(FunctionCallInfo fcinfo, int argument)
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("unknown lock mode \"%s\"", mode),
+			 errdetail("A lock is taken in one of five modes, which are written in lower case."),
 			 errhint("Modes are exclusive, share, intent_exclusive, intent_share and share_intent_exclusive.")));
 	return KIND_EXCLUSIVE;
 }
@@ -166,6 +167,7 @@ lock_session_scope(FunctionCallInfo fcinfo, int argument)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("unknown scope \"%s\"", scope),
+				 errdetail("A lock is held by the transaction or by the session."),
 				 errhint("Scopes are transaction and session.")));
 	return true;
 }
@@ -286,11 +288,34 @@ check_use(const char *name)
 				 errhint("A member of coord_admin can SELECT coord.grant_use('lock', ..).")));
 }
 
-/* May the current user use this name?  42501; 22023 and 42622 when it is none. */
+/*
+ * Can this be the name of a lock, or of an owner, as "what" says?  22004, 22023,
+ * 42622.
+ */
+void
+lock_check_text(const char *what, const char *text)
+{
+	if (text == NULL || *text == '\0')
+		ereport(ERROR,
+				(errcode(text == NULL ? ERRCODE_NULL_VALUE_NOT_ALLOWED :
+						 ERRCODE_INVALID_PARAMETER_VALUE),
+				 text == NULL ? errmsg("%s must not be null", what) :
+				 errmsg("%s must not be empty", what),
+				 errdetail("It is 1 to %d bytes long.", CHECK_NAME_MAX),
+				 errhint("Say what it is for, or who asks: for example 'invoice/42', 'worker-1'.")));
+	if (strlen(text) > CHECK_NAME_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_NAME_TOO_LONG),
+				 errmsg("%s is too long", what),
+				 errdetail("It has %zu bytes, %d are allowed.", strlen(text), CHECK_NAME_MAX),
+				 errhint("Use a shorter one, or a hash of it.")));
+}
+
+/* May the current user use this name?  42501; and as lock_check_text(). */
 void
 lock_check_name(const char *name)
 {
-	check_name("name", name);
+	lock_check_text("name", name);
 	check_use(name);
 }
 
@@ -298,7 +323,7 @@ lock_check_name(const char *name)
 char *
 lock_name(FunctionCallInfo fcinfo, int argument)
 {
-	char	   *name = check_text(fcinfo, argument, "name");
+	char	   *name = check_optional_text(fcinfo, argument);
 
 	lock_check_name(name);
 	return name;

@@ -54,6 +54,7 @@ extern LockKind lock_kind(FunctionCallInfo fcinfo, int argument);
 extern const char *lock_kind_name(LockKind kind);
 extern bool lock_session_scope(FunctionCallInfo fcinfo, int argument);
 extern char *lock_name(FunctionCallInfo fcinfo, int argument);
+extern void lock_check_text(const char *what, const char *text);
 extern void lock_check_name(const char *name);
 
 #endif							/* COORD_LOCK_KEY_H */

@@ -40,7 +40,9 @@ required_capacity(FunctionCallInfo fcinfo)
 	if (PG_GETARG_INT32(1) < 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("capacity must be greater than 0")));
+				 errmsg("capacity must be greater than 0"),
+				 errdetail("It is how many permits can be held at a time."),
+				 errhint("A lease has one; SELECT coord.semaphore_drop(..) ends a semaphore.")));
 	return PG_GETARG_INT32(1);
 }
 
@@ -167,7 +169,9 @@ unknown(const char *name)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_UNDEFINED_OBJECT),
-			 errmsg("there is no semaphore \"%s\"", name)));
+			 errmsg("there is no semaphore \"%s\"", name),
+			 errdetail("It was not created, or was dropped."),
+			 errhint("SELECT coord.semaphore_create(..) makes one.")));
 }
 
 /*

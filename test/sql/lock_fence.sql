@@ -231,7 +231,10 @@ UPDATE tenant SET n = 2 WHERE k IS NULL;
 COMMIT;
 SELECT * FROM tenant ORDER BY id;
 -- Keys of another type, as they are printed; a key that another trigger sets, however it is called; a computed one.
-ALTER TABLE tenant ADD at date DEFAULT '2030-01-31';
+-- One row has one name: a date is printed as the session's DateStyle says.
+ALTER TABLE tenant ADD day date DEFAULT '2030-01-31';
+SELECT try('SELECT coord.fence_guard(''tenant'', ''t'', ''day'')');
+ALTER TABLE tenant ADD at numeric DEFAULT 20300131;
 SELECT coord.fence_guard('tenant', 't', 'at');
 SELECT try('UPDATE tenant SET n = 3 WHERE id = 1');
 CREATE TABLE moved (id int, k text);
