@@ -231,6 +231,7 @@ stale(const char *name, int64 token, const LeaseState *state)
 			 holder->token == token && lease_is_live(holder) ?
 			 errdetail("This session has it by a lock that others may hold, too.") :
 			 holder->token == token ? errdetail("Its time to live has ended.") :
+			 !lease_may_see(holder) ? errdetail("Somebody else has the lease.") :
 			 errdetail("The current token is " INT64_FORMAT ", of \"%s\".", holder->token, holder->owner),
 			 errhint("Roll back, and acquire the lease anew. The token of a lock is good in the session that holds it.")));
 }

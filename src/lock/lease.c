@@ -137,6 +137,13 @@ is_ours(const LeaseHolder *holder)
 	return is_member_of_role(GetUserId(), holder->role);
 }
 
+/* May the current user be told whose it is, and the token? */
+bool
+lease_may_see(const LeaseHolder *holder)
+{
+	return is_ours(holder) || access_sees_all(GetUserId());
+}
+
 static void
 not_ours(const char *name, const LeaseHolder *holder)
 {
@@ -588,7 +595,8 @@ static void
 lost(const char *name, int64 token, LeaseState *state)
 {
 	const LeaseHolder *holder = lease_find(state, token);
-	bool		taken = holder == NULL && state->nholders > 0 && state->capacity == 0;
+	bool		taken = holder == NULL && state->nholders > 0 && state->capacity == 0 &&
+		lease_may_see(&state->holders[0]);
 
 	ereport(ERROR,
 			(errcode(ERRCODE_COORD_LEASE_LOST),

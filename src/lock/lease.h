@@ -92,6 +92,7 @@ extern int64 lease_ttl(FunctionCallInfo fcinfo, int argument, int64 default_us);
 extern char *lease_owner(FunctionCallInfo fcinfo, int argument);
 extern bool lease_acquire(const LeaseRequest *request, LeaseHolder *granted);
 extern void lease_check_ours(const char *name, const LeaseHolder *holder);
+extern bool lease_may_see(const LeaseHolder *holder);
 extern bool lease_end(const char *name, const LeaseHolder *holder);
 extern void lease_log(const char *name, const LeaseHolder *holder, const char *event, const char *reason);
 extern int64 lease_remaining_ms(const LeaseHolder *holder);
