@@ -356,7 +356,9 @@ define('wait', q{coord.step('w', queue => 'waiting', retry_delay => '10 ms')});
     @tasks = map { claimed($_) } @waiting;
   };
   is(join(',', sort map { $_->{saga_id} } @tasks), join(',', sort @id), 'three that wait get one of three tasks each');
-  cmp_ok($time, '<', $promptly, 'promptly');
+
+  # At once nearly always; what is promised is the next look, after 5 s.
+  cmp_ok($time, '<', 10, 'at the next look at the latest');
   is(one($app, q{SELECT cardinality(coord.task_complete_many(?, ?))}, [ map { $_->{task_id} } @tasks ],
     [ map { $_->{token} } @tasks ]), 3, 'and all are completed by one call');
 

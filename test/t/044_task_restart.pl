@@ -214,7 +214,9 @@ sub all_goes_on
       WHERE s.status NOT IN ('completed', 'compensated')}), undef, "$what: and well");
   is(one($dbh, 'SELECT count(*) FROM coord.stuck'), 0, "$what: nothing is stuck");
   is(one($dbh, "SELECT count(*) FROM coord_internal.$_"), 0, "$what: coord_internal.$_ is empty") foreach qw(task saga_signal saga);
-  # What came for a saga just when it ended goes with the next housekeeping.
+  # What came for a saga just when it ended goes with the next housekeeping, which a new worker does first.
+  one($dbh, q{SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE backend_type = 'coord worker'});
+  $dbh->do('SELECT coord.start_worker()');
   eventually("$what: coord_internal.saga_inbox is empty", $dbh, 0, 'SELECT count(*) FROM coord_internal.saga_inbox');
   $dbh->disconnect;
   return;
