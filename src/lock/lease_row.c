@@ -6,8 +6,8 @@
  * A grant inserts one row and a release deletes one, by the primary key, in a
  * table that has no triggers and no other index.  Through SPI the two cost more
  * than everything else that an uncontended pair does besides its commits, most
- * of it to start and end the executor: 200 us of CPU for a pair, and 101 us
- * without (bench/lock, row "leaselate": 0.78 and 1.07 times its floor).
+ * of it to start and end the executor (bench/lock, row "leaselate": 0.78 times its
+ * floor, and 1.00 without).
  *
  * A row that is there already is an error (23505): of a name of which nobody has
  * a lease there is none, and who inserts has the name's gate.  It would be one
