@@ -4,9 +4,10 @@
  *	  Is coord here, is it the version this library is for, may it act?
  *
  * The installed script's version is told by a function that the script makes
- * and whose name bears it: looking it up is one syscache hit that ALTER
- * EXTENSION .. UPDATE invalidates everywhere, so it can be asked at every
- * entry.
+ * and whose name bears it.  That it is there is remembered until an invalidation
+ * of a function or a schema, which ALTER EXTENSION .. UPDATE sends everywhere, so
+ * it can be asked at every entry.  (Looking it up each time was a fifth of a lock's
+ * CPU.)
  *
  * A copy is told by coord_internal.identity.  The script writes one row with
  * the system identifier and database oid; the row is dumped with the data.  A
@@ -52,6 +53,11 @@ static bool foreign = false;
 static Oid	pause_relid = InvalidOid;
 static bool callback_registered = false;
 
+/* The version function was found, and nothing has changed since. */
+static bool version_valid = false;
+static uint64 catalog_changes = 0;
+static bool catalog_callbacks_registered = false;
+
 PG_FUNCTION_INFO_V1(coord_internal_system_identifier);
 PG_FUNCTION_INFO_V1(coord_internal_engine_state);
 PG_FUNCTION_INFO_V1(coord_internal_home);
@@ -65,16 +71,37 @@ installation_exists(void)
 		OidIsValid(get_extension_oid("coord", true));
 }
 
+static void
+catalog_callback(Datum arg, int cache, uint32 hash)
+{
+	version_valid = false;
+	catalog_changes++;
+}
+
 /*
  * Raise ZC007 unless the SQL objects are those that this library was made for.
  */
 void
 installation_check(void)
 {
-	Oid			namespace = get_namespace_oid("coord_internal", true);
-	oidvector  *noargs = buildoidvector(NULL, 0);
+	Oid			namespace;
+	oidvector  *noargs;
+	uint64		changes;
 	bool		found;
 
+	if (version_valid)
+		return;
+	if (!catalog_callbacks_registered)
+	{
+		CacheRegisterSyscacheCallback(PROCOID, catalog_callback, (Datum) 0);
+		CacheRegisterSyscacheCallback(NAMESPACEOID, catalog_callback, (Datum) 0);
+		catalog_callbacks_registered = true;
+	}
+
+	/* Valid only when nothing has changed while it was looked up. */
+	changes = catalog_changes;
+	namespace = get_namespace_oid("coord_internal", true);
+	noargs = buildoidvector(NULL, 0);
 	found = OidIsValid(namespace) &&
 		SearchSysCacheExists3(PROCNAMEARGSNSP, CStringGetDatum(VERSION_FUNCTION),
 							  PointerGetDatum(noargs), ObjectIdGetDatum(namespace));
@@ -86,6 +113,7 @@ installation_check(void)
 				 errdetail("The library loaded in this process is version %s.",
 						   LIBRARY_VERSION),
 				 errhint("Restart the server after installing a new library, then run ALTER EXTENSION coord UPDATE in this database.")));
+	version_valid = changes == catalog_changes;
 }
 
 /*

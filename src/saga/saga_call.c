@@ -132,16 +132,19 @@ saga_call_pace(const StepDef *step, Phase phase)
 	return memory->alone || memory->mean_us > SLOW_CALL_US ? PACE_SLOW : PACE_QUICK;
 }
 
-/* A call that perhaps another process made took this long. */
+/*
+ * A call that perhaps another process made took this long.  A slow one counts
+ * whatever is known already: items of one step may differ, and one that waits
+ * for long must not have others in hand.
+ */
 void
 saga_learn(Saga *saga, int ordinal, Phase phase, int64 us)
 {
 	CallMemory *memory = phase_memory(&saga->def->steps[ordinal], phase);
 
-	if (memory->calls > 0)
-		return;
-	memory->calls = 1;
-	memory->mean_us = us > SLOW_CALL_US ? us : 0;
+	if (us > SLOW_CALL_US)
+		memory->mean_us = Max(memory->mean_us, us);
+	memory->calls = Max(memory->calls, 1);
 }
 
 /* Be coord again after calls of user code. */

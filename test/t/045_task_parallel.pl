@@ -45,7 +45,8 @@ $dbh->do($_) foreach (
       PERFORM pg_sleep(0.03);
       RETURN public.ran(doc, began);
     END $$},
-  # Waits for a row that outlives the server; meanwhile a lock says which item it is.
+  # Waits for a row that outlives the server; meanwhile a lock says which item it is.  Not
+  # short for those who come when it is there, or a new worker would take two at a time.
   q{CREATE TABLE opened (gate text)},
   q{CREATE FUNCTION at_gate(doc jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
     DECLARE
@@ -55,6 +56,7 @@ $dbh->do($_) foreach (
       WHILE NOT EXISTS (SELECT FROM public.opened WHERE gate = doc #>> '{input,gate}') LOOP
         PERFORM pg_sleep(0.01);
       END LOOP;
+      PERFORM pg_sleep(0.02);
       RETURN public.ran(doc, began);
     END $$},
   q{CREATE FUNCTION crash(doc jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
