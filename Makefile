@@ -1,16 +1,18 @@
 # coord: a PostgreSQL extension.  "make && make install" with PGXS; the suites
 # are run by scripts/test, which stages an installation of its own.
 
+PG_CONFIG ?= pg_config
 MODULE_big = coord
 EXTENSION = coord
 EXTVERSION = 1.0
 
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c src/*/*.c)))
 SQL_PIECES = sql/begin.sql sql/base.sql sql/saga.sql sql/task.sql sql/saga_views.sql \
-	sql/task_views.sql sql/lock.sql sql/runtime.sql sql/comments.sql sql/end.sql
+	sql/task_views.sql sql/lock.sql sql/twophase.sql sql/runtime.sql sql/comments.sql sql/end.sql
 DATA_built = coord--$(EXTVERSION).sql
 
-PG_CPPFLAGS = -I$(srcdir)/src
+PG_CPPFLAGS = -I$(srcdir)/src -I$(shell $(PG_CONFIG) --includedir)
+SHLIB_LINK = -lpq
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare \
 	-Wno-missing-field-initializers
 ifdef COORD_WERROR
@@ -33,7 +35,6 @@ ISOLATION_OPTS = --inputdir=test
 TAP_TESTS = 1
 PROVE_TESTS = $(sort $(wildcard test/t/*.pl))
 
-PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 

@@ -38,13 +38,18 @@ GRANT EXECUTE ON FUNCTION
   coord.lease_release(text, bigint), coord.lease_break(text, text),
   coord.fence_check(text, bigint), coord.fence_guard(regclass, text, name), coord.fence_unguard(regclass),
   coord.semaphore_create(text, int), coord.semaphore_resize(text, int), coord.semaphore_drop(text),
-  coord.leader_campaign(text, text, interval), coord.leader_resign(text, text), coord.once_per(text, interval)
+  coord.leader_campaign(text, text, interval), coord.leader_resign(text, text), coord.once_per(text, interval),
+  coord.remote_exec(name, text, jsonb, interval), coord.remote_query(name, text, jsonb, interval),
+  coord.twophase_current(), coord.twophase_outcome(bigint), coord.branch(name, text, jsonb, bigint)
   TO coord_user;
 GRANT EXECUTE ON PROCEDURE
   coord.saga_run(text, jsonb, text, bigint, text, jsonb), coord.run_pending(int, int),
-  coord.await(text, text, interval, boolean)
+  coord.await(text, text, interval, boolean),
+  coord.twophase_run(jsonb[], text, bigint, text, bigint[]),
+  coord.twophase_run_json(jsonb, text, bigint, text, bigint[])
   TO coord_user;
-GRANT EXECUTE ON FUNCTION coord.pause(text), coord.resume(text), coord.start_worker(), coord.fence_advance(bigint)
+GRANT EXECUTE ON FUNCTION coord.pause(text), coord.resume(text), coord.start_worker(), coord.fence_advance(bigint),
+  coord.twophase_resolve(name)
   TO coord_admin;
 GRANT EXECUTE ON PROCEDURE coord.drain(interval, boolean) TO coord_admin;
 

@@ -17,6 +17,8 @@
 #include "lock/lock.h"
 #include "runtime/runtime.h"
 #include "saga/saga.h"
+#include "twophase/foreign_write.h"
+#include "twophase/twophase.h"
 
 PG_MODULE_MAGIC;
 
@@ -32,6 +34,7 @@ shmem_request(void)
 	RequestAddinShmemSpace(doorbell_shmem_size());
 	RequestAddinShmemSpace(queue_shmem_size());
 	RequestAddinShmemSpace(lock_shmem_size());
+	RequestAddinShmemSpace(twophase_shmem_size());
 }
 
 /*
@@ -46,6 +49,7 @@ _PG_init(void)
 
 	guc_define();
 	saga_register();
+	foreign_write_install();
 
 	if (!process_shared_preload_libraries_in_progress)
 		return;

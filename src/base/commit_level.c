@@ -63,8 +63,12 @@ xact_callback(XactEvent event, void *arg)
 	}
 }
 
-static void
-register_callback(void)
+/*
+ * Get ready: who calls the functions below in a callback of their own, that is
+ * registered later, has called this before.
+ */
+void
+commit_level_attach(void)
 {
 	static bool registered = false;
 
@@ -77,7 +81,7 @@ register_callback(void)
 bool
 commit_may_be_late(void)
 {
-	register_callback();
+	commit_level_attach();
 	return XactLastRecEnd == late_end;
 }
 
@@ -92,6 +96,6 @@ commit_late(bool nothing_else)
 void
 commit_durably(void)
 {
-	register_callback();
+	commit_level_attach();
 	durable = true;
 }

@@ -10,6 +10,7 @@
 
 #include "postgres.h"
 
+extern void commit_level_attach(void);
 extern bool commit_may_be_late(void);
 extern void commit_late(bool nothing_else);
 extern void commit_durably(void);

@@ -15,6 +15,7 @@
 
 #include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_foreign_server.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
 #include "access/tableam.h"
@@ -50,6 +51,17 @@ coord_function_aclcheck(Oid function, Oid role)
 	return pg_proc_aclcheck(function, role, ACL_EXECUTE);
 #else
 	return object_aclcheck(ProcedureRelationId, function, role, ACL_EXECUTE);
+#endif
+}
+
+/* May "role" use the foreign server? */
+static inline AclResult
+coord_server_aclcheck(Oid server, Oid role)
+{
+#if PG_VERSION_NUM < 160000
+	return pg_foreign_server_aclcheck(server, role, ACL_USAGE);
+#else
+	return object_aclcheck(ForeignServerRelationId, server, role, ACL_USAGE);
 #endif
 }
 

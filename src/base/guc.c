@@ -26,6 +26,10 @@ int			guc_max_lease = 60 * 60 * 1000;
 int			guc_max_locks = -1;
 int			guc_max_workers = 4;
 int			guc_saga_retention = 30 * 24 * 60;
+int			guc_twophase_lock_timeout = 10000;
+int			guc_twophase_phase2_timeout = 5000;
+int			guc_twophase_prepare_timeout = 30000;
+int			guc_twophase_retention = 7 * 24 * 60;
 int			guc_worker_idle_timeout = 10000;
 TimestampTz guc_test_now_value = 0;
 static char *guc_test_now = NULL;
@@ -194,6 +198,38 @@ guc_define(void)
 							   "",
 							   PGC_SUSET, GUC_NO_SHOW_ALL,
 							   check_test_now, assign_test_now, NULL);
+
+	DefineCustomIntVariable("coord.twophase_lock_timeout",
+							"lock_timeout of what runs at participants.",
+							"It ends deadlocks that span servers.",
+							&guc_twophase_lock_timeout,
+							10000, 1, INT_MAX,
+							PGC_USERSET, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("coord.twophase_phase2_timeout",
+							"How long COMMIT waits for participants after the decision.",
+							"What is not acknowledged by then is left to the resolver, with a warning.",
+							&guc_twophase_phase2_timeout,
+							5000, 0, INT_MAX,
+							PGC_USERSET, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("coord.twophase_prepare_timeout",
+							"How long COMMIT waits for the votes of participants.",
+							"Who has not voted by then has voted no.",
+							&guc_twophase_prepare_timeout,
+							30000, 1, INT_MAX,
+							PGC_USERSET, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("coord.twophase_retention",
+							"How long decisions are kept.",
+							"A participant that fails over to a standby further behind than this is in doubt.",
+							&guc_twophase_retention,
+							7 * 24 * 60, 1, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MIN,
+							NULL, NULL, NULL);
 
 	DefineCustomIntVariable("coord.worker_idle_timeout",
 							"A worker with nothing to do for this long gives up its connection.",

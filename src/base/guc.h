@@ -19,6 +19,10 @@ extern int	guc_max_lease;			/* ms */
 extern int	guc_max_locks;			/* -1: half of the lock table */
 extern int	guc_max_workers;
 extern int	guc_saga_retention;		/* minutes */
+extern int	guc_twophase_lock_timeout;	/* ms */
+extern int	guc_twophase_phase2_timeout;	/* ms */
+extern int	guc_twophase_prepare_timeout;	/* ms */
+extern int	guc_twophase_retention; /* minutes */
 extern int	guc_worker_idle_timeout;	/* ms */
 extern TimestampTz guc_test_now_value;	/* 0: not set */
 #ifdef COORD_DEBUG_POINTS

@@ -31,6 +31,7 @@
 #include "base/guc.h"
 #include "base/installation.h"
 #include "base/query.h"
+#include "lock/lock.h"
 #include "lock/lease.h"
 #include "lock/lock_shared.h"
 

@@ -26,6 +26,7 @@
 #include "base/clock.h"
 #include "base/compat.h"
 #include "base/installation.h"
+#include "lock/lock.h"
 #include "lock/lock_held.h"
 #include "lock/lock_shared.h"
 

@@ -84,8 +84,6 @@ extern void lock_attach(void);
 extern KnownDatabase *lock_known_database(void);
 
 /* lock_token.c */
-extern int64 lock_token_next(void);
-extern int64 lock_token_current(void);
 
 /* lease_store.c */
 extern void lease_attach(bool create);

@@ -42,6 +42,7 @@
 #include "base/clock.h"
 #include "base/installation.h"
 #include "base/query.h"
+#include "lock/lock.h"
 #include "lock/lock_shared.h"
 
 #define TOKENS_PER_SECOND (INT64CONST(1) << 22)
@@ -205,6 +206,18 @@ lock_token_current(void)
 	if (token > (int64) pg_atomic_read_u64(&known_floored->token_limit))
 		extend_limit(token);
 	return token;
+}
+
+/*
+ * The token of the time that lies "us" before that of the last one: the clock's
+ * jumps do not matter.
+ */
+int64
+lock_token_age(int64 us)
+{
+	int64		age = us / USECS_PER_SEC * TOKENS_PER_SECOND;
+
+	return Max(lock_token_current() - age, 0);
 }
 
 /*

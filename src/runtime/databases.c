@@ -31,6 +31,7 @@
 #include "base/compat.h"
 #include "runtime/runtime.h"
 #include "saga/saga.h"
+#include "twophase/twophase.h"
 
 static ProcessUtility_hook_type next_hook = NULL;
 
@@ -106,6 +107,8 @@ take_database(DatabaseSlot *slot)
 				kill(worker->pid, SIGTERM);
 		}
 		LWLockRelease(&coord_shared->lock);
+		twophase_stop_resolver(database, round > 0);
+		any = any || !twophase_resolver_is_gone(database);
 		if (any)
 			(void) ConditionVariableTimedSleep(&slot->workers_changed, 100,
 											   coord_wait_event(&wait_event, "CoordDatabase"));

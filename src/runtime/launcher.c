@@ -48,6 +48,7 @@
 #include "base/compat.h"
 #include "base/guc.h"
 #include "runtime/runtime.h"
+#include "twophase/twophase.h"
 
 /* A worker that was asked for and has not come by then never will. */
 #define START_TIMEOUT_US (60 * USECS_PER_SEC)
@@ -341,6 +342,22 @@ start_worker(DatabaseSlot *slot, TimestampTz now)
 	return slot->retry_at;
 }
 
+/* A resolver for a database that wants one, besides its workers. */
+static TimestampTz
+look_for_resolver(DatabaseSlot *slot, TimestampTz now)
+{
+	TimestampTz again = 0;
+	bool		exists;
+	Oid			role;
+
+	if (!twophase_wants_resolver(slot->database, now, &again))
+		return again;
+	role = worker_role(slot->database, &exists);
+	if (exists && OidIsValid(role))
+		twophase_resolver_spawn(slot->database, role);
+	return now + USECS_PER_SEC;
+}
+
 /* Is this worker in a call that takes long?  It will not do anything soon. */
 static bool
 is_in_long_call(const WorkerSlot *worker, TimestampTz now)
@@ -438,7 +455,13 @@ look(void)
 		if (!OidIsValid(slot->database))
 			continue;
 		check_wanted(slot);
-		if (slot->wanted_by != 0 || (slot->halted && !slot->probe))
+		if (slot->wanted_by != 0)
+			continue;
+		again = look_for_resolver(slot, now);
+		if (again != 0 && (next == 0 || again < next))
+			next = again;
+		again = 0;
+		if (slot->halted && !slot->probe)
 			continue;
 
 		LWLockAcquire(&coord_shared->lock, LW_SHARED);

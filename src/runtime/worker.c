@@ -45,6 +45,7 @@
 #include "lock/lock.h"
 #include "runtime/runtime.h"
 #include "saga/saga.h"
+#include "twophase/twophase.h"
 
 #define SAFETY_SCAN_US (30 * USECS_PER_SEC)
 #define FRESH_SCAN_US (1 * USECS_PER_SEC)
@@ -276,7 +277,10 @@ check_state(void)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	state = installation_state();
 	if (state == ENGINE_RUNNING)
+	{
 		access_refresh_roles();
+		twophase_database_started();
+	}
 	PopActiveSnapshot();
 	DEBUG_POINT("worker_state_read");
 	CommitTransactionCommand();

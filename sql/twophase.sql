@@ -1,0 +1,154 @@
+-- ---------------------------------------------------------------------------
+-- Two-phase commit over several servers.
+-- ---------------------------------------------------------------------------
+
+-- Whose prepared transactions are ours, wherever this database is restored to.
+CREATE TABLE coord_internal.twophase_cluster (id uuid NOT NULL);
+INSERT INTO coord_internal.twophase_cluster SELECT pg_catalog.gen_random_uuid();
+
+-- Runs of history: another one after promotion, restore or copy.  What an earlier
+-- one left prepared is not this one's to decide, until it is adopted.
+CREATE TABLE coord_internal.twophase_incarnation (
+  id integer PRIMARY KEY,
+  system_identifier bigint NOT NULL,
+  database oid NOT NULL,
+  timeline bigint NOT NULL,
+  control_file text NOT NULL,                   -- what tells a copied data directory from its original
+  first_gtid bigint NOT NULL,
+  since timestamptz NOT NULL,
+  adopted_at timestamptz,
+  adopted_by oid,
+  reason text
+);
+
+-- Where the resolver looks; written before anything is prepared there.
+CREATE TABLE coord_internal.twophase_participant (
+  mapping oid PRIMARY KEY,
+  server oid NOT NULL,
+  role oid NOT NULL,
+  since timestamptz NOT NULL,
+  acked_gtid bigint NOT NULL DEFAULT 0,         -- decisions up to here are finished there
+  seen_at timestamptz,
+  failed_at timestamptz,
+  error text
+);
+
+-- One row for each transaction that committed.  No key here: see src/base/partition.c.
+CREATE TABLE coord_internal.twophase_decision (
+  gtid bigint NOT NULL,
+  at timestamptz NOT NULL,
+  incarnation integer NOT NULL,
+  role oid NOT NULL,
+  correlation_id uuid,
+  servers oid[] NOT NULL,
+  mappings oid[] NOT NULL,
+  gids text[] NOT NULL
+) PARTITION BY RANGE (at);
+
+-- What is prepared somewhere and not the resolver's to decide.
+CREATE TABLE coord_internal.twophase_in_doubt (
+  gid text NOT NULL,
+  mapping oid NOT NULL,
+  server oid NOT NULL,
+  prepared_at timestamptz NOT NULL,
+  owner text NOT NULL,
+  reason text NOT NULL,
+  since timestamptz NOT NULL,
+  PRIMARY KEY (gid, server)
+);
+
+-- What operators did, and what the resolver did that was not expected.
+CREATE TABLE coord_internal.twophase_log (
+  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  at timestamptz NOT NULL,
+  event text NOT NULL CONSTRAINT twophase_log_event CHECK
+    (event IN ('forced', 'adopted', 'resurrected', 'restore_point')),
+  gid text,
+  server oid,
+  outcome text,
+  role oid NOT NULL,
+  reason text
+);
+
+SELECT pg_catalog.pg_extension_config_dump('coord_internal.twophase_cluster', '');
+SELECT pg_catalog.pg_extension_config_dump('coord_internal.twophase_incarnation', '');
+SELECT pg_catalog.pg_extension_config_dump('coord_internal.twophase_decision', '');
+SELECT pg_catalog.pg_extension_config_dump('coord_internal.twophase_log', '');
+SELECT pg_catalog.pg_extension_config_dump('coord_internal.twophase_log_id_seq', '');
+
+CREATE FUNCTION coord.remote_exec(server name, sql text, args jsonb DEFAULT '[]', timeout interval DEFAULT NULL)
+  RETURNS bigint AS 'MODULE_PATHNAME', 'coord_remote_exec' LANGUAGE C;
+CREATE FUNCTION coord.remote_query(server name, sql text, args jsonb DEFAULT '[]', timeout interval DEFAULT NULL)
+  RETURNS SETOF jsonb AS 'MODULE_PATHNAME', 'coord_remote_query' LANGUAGE C;
+CREATE FUNCTION coord.twophase_current()
+  RETURNS bigint AS 'MODULE_PATHNAME', 'coord_twophase_current' LANGUAGE C;
+CREATE FUNCTION coord.branch(server name, sql text, args jsonb DEFAULT '[]', expect_rows bigint DEFAULT NULL)
+  RETURNS jsonb AS 'MODULE_PATHNAME', 'coord_branch' LANGUAGE C STABLE;
+CREATE PROCEDURE coord.twophase_run(branches jsonb[], return_at text DEFAULT 'applied', INOUT gtid bigint DEFAULT NULL,
+    INOUT outcome text DEFAULT NULL, INOUT row_counts bigint[] DEFAULT NULL)
+  AS 'MODULE_PATHNAME', 'coord_twophase_run' LANGUAGE C;
+CREATE PROCEDURE coord.twophase_run_json(branches jsonb, return_at text DEFAULT 'applied', INOUT gtid bigint DEFAULT NULL,
+    INOUT outcome text DEFAULT NULL, INOUT row_counts bigint[] DEFAULT NULL)
+  AS 'MODULE_PATHNAME', 'coord_twophase_run_json' LANGUAGE C;
+CREATE FUNCTION coord.twophase_outcome(gtid bigint)
+  RETURNS text AS 'MODULE_PATHNAME', 'coord_twophase_outcome' LANGUAGE C;
+CREATE FUNCTION coord.twophase_resolve(server name DEFAULT NULL)
+  RETURNS TABLE (gid text, server_name name, action text, detail text)
+  AS 'MODULE_PATHNAME', 'coord_twophase_resolve' LANGUAGE C;
+
+CREATE FUNCTION coord_internal.twophase_sessions(OUT gtid bigint, OUT pid int, OUT role oid, OUT since timestamptz,
+    OUT participants int)
+  RETURNS SETOF record AS 'MODULE_PATHNAME', 'coord_internal_twophase_sessions' LANGUAGE C;
+CREATE FUNCTION coord_internal.twophase_unacknowledged()
+  RETURNS SETOF bigint AS 'MODULE_PATHNAME', 'coord_internal_twophase_unacknowledged' LANGUAGE C;
+CREATE FUNCTION coord_internal.twophase_figures(OUT incarnation int, OUT first_gtid bigint, OUT many boolean,
+    OUT resolver_pid int, OUT committed bigint, OUT rolled_back bigint, OUT resurrected bigint)
+  RETURNS record AS 'MODULE_PATHNAME', 'coord_internal_twophase_figures' LANGUAGE C;
+CREATE FUNCTION coord_internal.gid_gtid(gid text)
+  RETURNS bigint AS 'MODULE_PATHNAME', 'coord_internal_gid_gtid' LANGUAGE C IMMUTABLE;
+
+CREATE VIEW coord.twophase_active WITH (security_barrier) AS
+  SELECT s.gtid, s.pid, coord_internal.role_name(s.role) AS owner, s.participants, s.since
+  FROM coord_internal.twophase_sessions() s
+  WHERE (SELECT coord_internal.sees_all()) OR coord_internal.is_mine(s.role);
+
+-- A decision of this run that its session saw acknowledged is not in the list; one of
+-- an earlier run is finished when a reading of each server since has said so.
+CREATE VIEW coord.twophase_pending WITH (security_barrier) AS
+  SELECT d.gtid, d.at AS decided_at, coord_internal.role_name(d.role) AS owner,
+         ARRAY(SELECT f.srvname FROM pg_foreign_server f WHERE f.oid = ANY (d.servers) ORDER BY 1) AS servers,
+         d.correlation_id
+  FROM coord_internal.twophase_decision d, coord_internal.twophase_figures() g
+  WHERE CASE WHEN d.gtid >= g.first_gtid AND NOT g.many
+             THEN d.gtid IN (SELECT coord_internal.twophase_unacknowledged())
+             ELSE EXISTS (SELECT FROM unnest(d.mappings) m LEFT JOIN coord_internal.twophase_participant p ON p.mapping = m
+                          WHERE p.acked_gtid < d.gtid OR p.mapping IS NULL) END
+    AND NOT EXISTS (SELECT FROM coord_internal.twophase_sessions() s WHERE s.gtid = d.gtid)
+    AND ((SELECT coord_internal.sees_all()) OR coord_internal.is_mine(d.role));
+
+CREATE VIEW coord.twophase_in_doubt WITH (security_barrier) AS
+  SELECT i.gid, f.srvname AS server_name, i.prepared_at, i.owner, i.reason,
+         format('SELECT coord.twophase_force(%L, %L, %L, %L);', i.gid, f.srvname, 'commit or rollback', 'why') AS repair
+  FROM coord_internal.twophase_in_doubt i
+  LEFT JOIN pg_foreign_server f ON f.oid = i.server
+  WHERE (SELECT coord_internal.sees_all());
+
+CREATE VIEW coord.twophase_servers WITH (security_barrier) AS
+  SELECT f.srvname AS server_name, coord_internal.role_name(u.umuser) AS mapping, p.since, p.seen_at, p.failed_at, p.error
+  FROM coord_internal.twophase_participant p
+  LEFT JOIN pg_foreign_server f ON f.oid = p.server
+  LEFT JOIN pg_user_mapping u ON u.oid = p.mapping
+  WHERE (SELECT coord_internal.sees_all()) OR coord_internal.is_mine(p.role);
+
+CREATE VIEW coord.twophase_history WITH (security_barrier) AS
+  SELECT d.at, d.gtid, 'committed' AS event, NULL::text AS gid,
+         ARRAY(SELECT f.srvname FROM pg_foreign_server f WHERE f.oid = ANY (d.servers) ORDER BY 1) AS servers,
+         d.incarnation, coord_internal.role_name(d.role) AS owner, d.correlation_id, NULL::text AS reason
+  FROM coord_internal.twophase_decision d
+  WHERE (SELECT coord_internal.sees_all()) OR coord_internal.is_mine(d.role)
+  UNION ALL
+  SELECT l.at, coord_internal.gid_gtid(l.gid), concat_ws(' ', l.event, l.outcome), l.gid,
+         ARRAY(SELECT f.srvname FROM pg_foreign_server f WHERE f.oid = l.server),
+         NULL, coord_internal.role_name(l.role), NULL, l.reason
+  FROM coord_internal.twophase_log l
+  WHERE (SELECT coord_internal.sees_all());
