@@ -119,7 +119,7 @@ sub left
 ### Locks
 
 my $dbh = session($node, 'app');
-my $has_lock = sub { one($holder, q{SELECT coord.lock('name')}) };
+my $has_lock = sub { one($holder, q{SELECT coord.lock('name', timeout => '20 s')}) };
 foreach my $scope ('session', 'transaction')
 {
   my $lock = "SELECT coord.lock('name', scope => '$scope')";
@@ -165,7 +165,7 @@ foreach my $scope ('session', 'transaction')
 
   # What the session had before in another mode, it has still, and no more.
   one($dbh, "SELECT coord.lock('name', 'share', 'session')");
-  like(race($dbh, 'cancel', sub { one($holder, q{SELECT coord.lock('name', 'share')}) }, '77', $lock), qr/^57014/, 'the error is told');
+  like(race($dbh, 'cancel', sub { one($holder, q{SELECT coord.lock('name', 'share', timeout => '20 s')}) }, '77', $lock), qr/^57014/, 'the error is told');
   left($dbh, 'name share session');
   like(one($other, q{SELECT coord.try_lock('name', 'share')}), qr/^\d+$/, 'others get what goes together with that');
   is(one($dbh, q{SELECT coord.unlock('name', 'share')}), 1, 'it is unlocked');
