@@ -1,6 +1,7 @@
 # Fencing tokens grow: over kill -9 of a backend, an immediate stop, a restart,
 # promotion of a standby that has missed the last grants, dump and restore into a new
-# cluster, and also where they are ahead of the clock.
+# cluster, recovery to an earlier time of the same one, and also where they are ahead of the
+# clock; to their end.
 
 use strict;
 use warnings FATAL => 'all';
@@ -252,4 +253,113 @@ foreach my $how ('immediate', 'fast')
 unlike(slurp_file($node->logfile), qr/PANIC|TRAP:/, 'no crashes');
 $dbh->disconnect;
 $node->stop;
+
+### Recovery to an earlier time
+
+{
+  $node = PostgreSQL::Test::Cluster->new('archived');
+  $node->init(has_archiving => 1, allows_streaming => 1);
+  configure($node, shared_preload_libraries => 'coord', autovacuum => 'off', 'coord.worker_idle_timeout' => '200ms');
+  $node->start;
+  $dbh = session($node, 'postgres');
+  $dbh->do('CREATE DATABASE app');
+  $dbh->disconnect;
+  $dbh = session($node, 'app');
+  $dbh->do('CREATE EXTENSION coord');
+  %last = ();
+  tokens_grow('the start of a new cluster', $dbh);
+  $node->backup('early');
+
+  # Twice: by the clock, and where stored tokens are half an hour ahead of it, so that
+  # numbers are reserved.
+  foreach my $by ('the clock', 'numbers that are reserved')
+  {
+    if ($by ne 'the clock') { store_ahead($hour / 2) }
+    tokens_grow("that, by $by", $dbh);
+    my $kept = acquire($dbh, 'kept', $by, ttl => '10 min');
+    my $seen = one($dbh, 'SELECT max(token) FROM coord_internal.lease');
+    my $point = $by =~ s/ /_/gr;
+    one($dbh, q{SELECT pg_create_restore_point(?)}, $point);
+    is(release($dbh, 'kept', $kept), 1, 'a lease is released behind the point');
+    tokens_grow('the point', $dbh);
+    one($dbh, 'SELECT pg_switch_wal()');
+    my $restored = PostgreSQL::Test::Cluster->new($by =~ s/ .*/_restored/r);
+    $restored->init_from_backup($node, 'early', has_restoring => 1, standby => 0);
+    configure($restored, recovery_target_name => $point, recovery_target_action => 'promote', archive_mode => 'off');
+    # The original goes on until the last moment.
+    tokens_grow('the end of the archive', $dbh);
+    my %original = %last;
+    $restored->start;
+    $restored->poll_query_until('app', 'SELECT NOT pg_is_in_recovery()') or die 'recovery does not end';
+    my $there = session($restored, 'app');
+    is(one($there, q{SELECT count(*) FROM coord_internal.lease WHERE token > ?}, $seen), 0, 'what came behind the point is not there');
+    is(one($there, q{SELECT owner || ' ' || token FROM coord.leases WHERE name = 'kept'}), "$by $kept", 'the lease is held again');
+    is(error_of($there, q{SELECT coord.fence_check('kept', ?)}, $kept), 'no error', 'and its token is good');
+    is(one($there, q{SELECT coord.lease_break('kept')}), 1, 'it is broken');
+    tokens_grow("recovery to an earlier time, by $by,", $there);
+    # Of each name higher than of any, since systems outside may go by one number for all.
+    my ($highest) = sort { $b <=> $a } values %original;
+    cmp_ok(acquire($there, 'kept', 'next'), '>', $highest, 'the next token of the lease is higher than all of the original');
+    unlike(slurp_file($restored->logfile), qr/PANIC|TRAP:/, 'no crashes');
+    $there->disconnect;
+    $restored->stop;
+    %last = %original;
+  }
+}
+
+### The end
+
+{
+  # As if it were the year 2088, but for five.
+  my $end = 2**53 - 1;
+  one($dbh, q{SELECT setval('coord_internal.token_floor', ?)}, $end - 6);
+  one($dbh, q{SELECT coord.lease_break('broken')});
+  restarted('fast');
+  my $mine = one($dbh, q{SELECT coord.lock('first', scope => 'session')});
+  my $lease = acquire($dbh, 'last', 'me', ttl => '10 min');
+  my @tokens = ($mine, $lease);
+  while (@tokens < 100)
+  {
+    # The first that finds none has been granted the lock already.
+    my $next = eval { one($dbh, q{SELECT coord.lock('lock', scope => 'session')}) } // last;
+    one($dbh, q{SELECT coord.unlock('lock')});
+    push @tokens, $next;
+  }
+  is(join(' ', @tokens), join(' ', $end - 5 .. $end - 1), 'tokens come to their end, each once');
+  my %state = (
+    'coord.locks' => q{SELECT string_agg(concat_ws(' ', name, mode, scope, token), ', ') FROM coord.locks},
+    'coord.leases' => q{SELECT string_agg(concat_ws(' ', name, owner, token), ', ') FROM coord.leases},
+    'the rows of leases' => q{SELECT string_agg(concat_ws(' ', name, owner, token), ', ') FROM coord_internal.lease},
+    'what is reserved' => q{SELECT last_value FROM coord_internal.token_floor},
+    'pg_locks' => q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'});
+  is(one($dbh, $state{'coord.locks'}), "first exclusive session $mine", 'who was refused one has no lock');
+  my %before = map { $_ => one($dbh, $state{$_}) } keys %state;
+  my $other = session($node, 'app');
+  foreach my $of ($dbh, $other)
+  {
+    foreach my $grant (q{lock('lock')}, q{lock('lock', 'share')}, q{lock('lock', scope => 'session')},
+      q{try_lock('lock', scope => 'session')}, q{lock_many('{a,b}', scope => 'session')}, q{lease_acquire('lease', 'me')}, q{leader_campaign('leader', 'me')})
+    {
+      like(error_of($of, "SELECT * FROM coord.$grant"), qr/^54000 there are no fencing tokens left.*DETAIL:.*$end/s, "then $grant is 54000");
+    }
+    is(one($of, q{SELECT coord.fence_advance(?)}, $end), 0, 'coord.fence_advance() to the end changes nothing');
+    like(error_of($of, q{SELECT coord.fence_advance(?)}, '18014398509481984'), qr/^22023/, 'and beyond it is refused');
+  }
+  # By which a session knows that its locks are still there: of one that has asked for a session's lock.
+  is(one($dbh, $state{$_} . ($_ eq 'pg_locks' ? ' AND pid = pg_backend_pid()' : '')), $before{$_}, "$_: nothing has changed") foreach sort keys %state;
+  is(one($dbh, q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid >> 8 <> 80 AND pid = ?}, $other->{pg_pid}), 0,
+    'nor has the other session anything');
+  is(error_of($dbh, q{SELECT coord.fence_check('first', ?)}, $mine), 'no error', 'the token of a lock is good');
+  is(error_of($dbh, q{SELECT coord.fence_check('last', ?)}, $lease), 'no error', 'that of a lease, too');
+  is(error_of($dbh, q{SELECT coord.lease_renew('last', ?)}, $lease), 'no error', 'it can be renewed');
+  is(release($dbh, 'last', $lease), 1, 'and released');
+  is(one($dbh, q{SELECT coord.unlock('first')}), 1, 'the lock is unlocked');
+  $other->disconnect;
+  restarted('immediate');
+  like(error_of($dbh, q{SELECT coord.lock('lock')}), qr/^54000/, 'no token comes again after a restart');
+  unlike(slurp_file($node->logfile), qr/PANIC|TRAP:/, 'no crashes');
+  $dbh->disconnect;
+  $node->stop;
+}
+
 done_testing();
