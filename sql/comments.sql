@@ -725,7 +725,7 @@ COMMENT ON COLUMN coord.locks.waiters IS 'How many wait for it, in whatever mode
 COMMENT ON VIEW coord.lock_waiters IS
 $$Sessions that wait for a lock or a lease: those of roles that the reader is a member of, all for coord_admin and pg_monitor.$$;
 COMMENT ON COLUMN coord.lock_waiters.name IS 'What it waits for.';
-COMMENT ON COLUMN coord.lock_waiters.position IS 'Its place in the queue, from 1.';
+COMMENT ON COLUMN coord.lock_waiters.position IS 'Its place in the queue, from 1; among those that came within microseconds of each other the order shown may be wrong, grants are in order.';
 COMMENT ON COLUMN coord.lock_waiters.pid IS 'Process id of the session.';
 COMMENT ON COLUMN coord.lock_waiters.owner IS 'Its role.';
 COMMENT ON COLUMN coord.lock_waiters.mode IS 'The mode of a lock; lease: it waits for a lease or for permits.';
