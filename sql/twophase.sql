@@ -2,9 +2,9 @@
 -- Two-phase commit over several servers.
 -- ---------------------------------------------------------------------------
 
--- Whose prepared transactions are ours, wherever this database is restored to.
+-- Whose prepared transactions are ours, wherever this database is restored to.  The
+-- resolver makes it, so that a restore brings its own and no second.
 CREATE TABLE coord_internal.twophase_cluster (id uuid NOT NULL);
-INSERT INTO coord_internal.twophase_cluster SELECT pg_catalog.gen_random_uuid();
 
 -- Runs of history: another one after promotion, restore or copy.  What an earlier
 -- one left prepared is not this one's to decide, until it is adopted.
@@ -121,8 +121,8 @@ CREATE VIEW coord.twophase_pending WITH (security_barrier) AS
   FROM coord_internal.twophase_decision d, coord_internal.twophase_figures() g
   WHERE CASE WHEN d.gtid >= g.first_gtid AND NOT g.many
              THEN d.gtid IN (SELECT coord_internal.twophase_unacknowledged())
-             ELSE EXISTS (SELECT FROM unnest(d.mappings) m LEFT JOIN coord_internal.twophase_participant p ON p.mapping = m
-                          WHERE p.acked_gtid < d.gtid OR p.mapping IS NULL) END
+             ELSE EXISTS (SELECT FROM unnest(d.mappings) m JOIN coord_internal.twophase_participant p ON p.mapping = m
+                          WHERE p.acked_gtid < d.gtid) END
     AND NOT EXISTS (SELECT FROM coord_internal.twophase_sessions() s WHERE s.gtid = d.gtid)
     AND ((SELECT coord_internal.sees_all()) OR coord_internal.is_mine(d.role));
 

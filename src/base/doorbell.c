@@ -59,6 +59,9 @@
 /* The name carries the layout's version: two libraries never share a struct. */
 #define SHMEM_NAME "coord 1.0"
 
+/* How often a database without coord is looked at. */
+#define NOT_INSTALLED_US (60 * USECS_PER_SEC)
+
 /* A note taken by this transaction; see the file header. */
 typedef struct Note
 {
@@ -384,13 +387,21 @@ doorbell_wake_launcher(void)
 	LWLockRelease(&coord_shared->lock);
 }
 
-/* Something in the tables of "database", which is known, wants looking at. */
+/*
+ * Something in the tables of "database", which is known, wants looking at.  Where a
+ * worker has found no coord, another one looks only now and then: the database may be
+ * a busy participant of somebody's two-phase commits.
+ */
 void
 doorbell_ring_scan(Oid database)
 {
 	DatabaseSlot *slot = doorbell_database(database, false);
+	TimestampTz now = GetCurrentTimestamp();
 
 	if (slot == NULL)
+		return;
+	if (!slot->installed && !slot->probe && slot->last_spawn <= now &&
+		now - slot->last_spawn < NOT_INSTALLED_US)
 		return;
 	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
 	slot->scan = slot->requests = slot->requests_left = true;

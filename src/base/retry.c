@@ -19,7 +19,7 @@
 
 /* What passes by itself: connections, resources, intervention, locks, I/O. */
 static const char *const default_retry_on[] = {
-	"08", "40", "53", "57", "55P03", "58030"
+	"08", "40", "53", "57", "55P03", "58030", "ZC010"
 };
 
 static bool

@@ -52,6 +52,7 @@
 #include "base/json.h"
 #include "base/query.h"
 #include "saga/saga_task.h"
+#include "twophase/twophase.h"
 
 /* A step whose mean is over this runs alone. */
 #define SLOW_CALL_US 5000
@@ -363,6 +364,13 @@ invoke(Turn *turn, Saga *saga, int ordinal, Phase phase, FunctionEntry *entry,
 	if (phase == PHASE_ACTION && step->condition != NULL && step->for_each == NULL &&
 		!saga_condition_holds(step->condition, document))
 		outcome = CALL_SKIPPED;
+	else if (step->server != NULL)
+	{
+		*result = twophase_call(step->server, phase == PHASE_ACTION ? step->action :
+								step->compensation, document);
+		DEBUG_POINT("saga_after_call");
+		check_success(*result);
+	}
 	else
 	{
 		InitFunctionCallInfoData(*fcinfo, &entry->function, 1, InvalidOid, NULL, NULL);
@@ -688,8 +696,8 @@ saga_call(Turn *turn, Saga *saga, int ordinal, Phase phase, CallResult *call)
 		return;
 	}
 	enter_user(turn, saga);
-	entry = find_function(turn, saga, name, &call->reason);
-	if (entry == NULL)
+	entry = step->server == NULL ? find_function(turn, saga, name, &call->reason) : NULL;
+	if (entry == NULL && step->server == NULL)
 		return;
 
 	turn->calls++;

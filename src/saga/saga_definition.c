@@ -38,6 +38,7 @@
 #include "base/json.h"
 #include "base/query.h"
 #include "saga/saga_definition.h"
+#include "twophase/twophase.h"
 
 
 static const char *const rule_names[] = {
@@ -45,12 +46,9 @@ static const char *const rule_names[] = {
 	"always", NULL
 };
 
-/* Members of a step that the engine knows but cannot do yet. */
-static const char *const unsupported_members[] = {"server", NULL};
-
 /* Members of a step by kind.  Which kind it is, its members say. */
 static const char *const call_members[] = {
-	"name", "action", "compensation", "after", "queue", "pivot", "optional",
+	"name", "action", "compensation", "after", "queue", "server", "pivot", "optional",
 	"condition", "trigger_rule", "for_each", "max_parallel", "max_failed_items",
 	"timeout", "max_attempts", "retry_delay", "retry_backoff", "retry_max_delay",
 	"retry_on", NULL
@@ -327,7 +325,20 @@ resolve_function(StepDef *step, const char *member, const char *name)
 	return result;
 }
 
-/* Refuse members that no step has, and those that cannot be done yet. */
+/* The name of a function of another server, which is looked up there, as SQL has it. */
+static char *
+remote_function(const char *name)
+{
+	List	   *names = coord_qualified_name(name);
+
+	if (list_length(names) > 2)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME),
+				 errmsg("invalid name of a function: \"%s\"", name)));
+	return NameListToQuotedString(names);
+}
+
+/* Refuse members that no step has. */
 static void
 check_members(Jsonb *object, const char *const *known, const char *what)
 {
@@ -348,10 +359,6 @@ check_members(Jsonb *object, const char *const *known, const char *what)
 			continue;
 		if (known != saga_members && member.type == jbvNull)
 			continue;
-		if (known == call_members && in_list(unsupported_members, key, strlen(key)))
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("option \"%s\" of a step is not supported yet", key)));
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("unknown option \"%s\" of %s", key, what)));
@@ -472,6 +479,10 @@ parse_call(StepDef *step, Jsonb *object, bool resolve)
 	step->queue = member_text(object, "queue");
 	step->action = member_text(object, "action");
 	step->compensation = member_text(object, "compensation");
+	step->server = member_text(object, "server");
+	if (step->queue != NULL && step->server != NULL)
+		STEP_ERROR(ERRCODE_INVALID_PARAMETER_VALUE,
+				   "a step has a queue or a server, not both");
 	if (step->queue != NULL)
 	{
 		step->kind = STEP_QUEUE;
@@ -489,10 +500,19 @@ parse_call(StepDef *step, Jsonb *object, bool resolve)
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("step \"%s\" has no action", step->name),
 					 errhint("Name a function f(jsonb) that returns jsonb or void, or a queue.")));
-		if (resolve)
+		if (resolve && step->server != NULL)
+		{
+			twophase_check_server(step->server);
+			step->action = remote_function(step->action);
+			if (step->compensation != NULL)
+				step->compensation = remote_function(step->compensation);
+		}
+		else if (resolve)
+		{
 			step->action = resolve_function(step, "action", step->action);
-		if (resolve && step->compensation != NULL)
-			step->compensation = resolve_function(step, "compensation", step->compensation);
+			if (step->compensation != NULL)
+				step->compensation = resolve_function(step, "compensation", step->compensation);
+		}
 	}
 
 	step->pivot = member_bool(object, "pivot");
@@ -966,7 +986,8 @@ saga_definition_check_execute(const SagaDef *def, Oid role)
 		{
 			Oid			oid;
 
-			if (functions[j] == NULL || def->steps[i].kind != STEP_LOCAL)
+			if (functions[j] == NULL || def->steps[i].kind != STEP_LOCAL ||
+				def->steps[i].server != NULL)
 				continue;
 			oid = saga_function_usable(functions[j], role);
 			if (!OidIsValid(oid))

@@ -45,6 +45,7 @@ typedef struct StepDef
 	char	   *action;			/* schema-qualified; with a queue a label */
 	char	   *compensation;	/* the same, or NULL */
 	char	   *queue;
+	char	   *server;			/* where a local step's functions are; NULL: here */
 	JsonPath   *for_each;		/* or NULL */
 	int			max_parallel;	/* 0: no limit */
 	int			max_failed_items;

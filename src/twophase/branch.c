@@ -103,12 +103,14 @@ ensure_ready(const UserMapping *mapping)
 {
 	static uint32 wait_event = 0;
 	TwophaseDatabase *database = twophase_database();
+	Oid			installation = get_namespace_oid("coord_internal", false);
 	int64		until = 0;
 
 	for (;;)
 	{
 		int64		now = remote_now();
 		bool		ready = database->incarnation != 0 &&
+			database->installation == installation &&
 			database->covered_until > GetCurrentTimestamp();
 
 		if (ready && (mapping == NULL || is_written_down(mapping->umid, mapping->userid)))
@@ -243,6 +245,9 @@ branch_send_begin(Branch *branch)
 		}
 		branch->level = 1;
 	}
+	if (branch->immediate)
+		(void) remote_add(remote, "SET CONSTRAINTS ALL DEFERRED", 0, NULL, true);
+	branch->immediate = false;
 	if (branch->release != 0)
 	{
 		snprintf(sql, sizeof(sql), "RELEASE SAVEPOINT coord_%d", branch->release);
@@ -347,11 +352,12 @@ branch_check_statement(const char *sql)
 
 /*
  * Run one statement in the participant's transaction; ZC010 if it fails.  The
- * result is the connection's, until its next batch.
+ * result is the connection's, until its next batch.  With "at_once" deferred
+ * constraints are checked behind it, and not at the end.
  */
 PGresult *
 branch_execute(Branch *branch, const char *sql, int nvalues, const char *const *values,
-			   int64 until, bool keep)
+			   int64 until, bool keep, bool at_once)
 {
 	Remote	   *remote = branch->remote;
 	bool		fresh = branch->level == 0;
@@ -375,6 +381,9 @@ branch_execute(Branch *branch, const char *sql, int nvalues, const char *const *
 		at = remote->ncommands;
 		(void) remote_add(remote, sql, nvalues, values, keep);
 		at = Max(at, remote->ncommands - 1);
+		if (at_once)
+			(void) remote_add(remote, "SET CONSTRAINTS ALL IMMEDIATE", 0, NULL, true);
+		branch->immediate = at_once;
 		if (branch->xid == 0)
 			(void) remote_add(remote, ASK_XID, 0, NULL, true);
 		(void) remote_go(remote);

@@ -30,6 +30,7 @@ typedef struct Branch
 	int			release;		/* savepoint to be released before the next one; 0: none */
 	bool		poisoned;		/* it cannot be committed any more */
 	bool		wrote;
+	bool		immediate;		/* constraints are checked at once there */
 	uint64		xid;			/* 0: none, or not known */
 	char		gid[GID_SIZE];
 } Branch;
@@ -43,7 +44,8 @@ extern int64 branch_gtid;
 extern void branch_be_ready(void);
 extern Branch *branch_enlist(const char *server, int64 until);
 extern PGresult *branch_execute(Branch *branch, const char *sql, int nvalues,
-								const char *const *values, int64 until, bool keep);
+								const char *const *values, int64 until, bool keep,
+								bool at_once);
 extern void branch_check_statement(const char *sql);
 extern void branch_send_begin(Branch *branch);
 extern void branch_note_xid(Branch *branch, const PGresult *result);

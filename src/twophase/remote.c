@@ -50,6 +50,7 @@
 #include "twophase/remote.h"
 
 #define POLL_SLICE_MS 50
+#define EXIT_US (USECS_PER_SEC / 2)
 #define CONNECT_TIMEOUT_US (10 * USECS_PER_SEC)
 
 #define ASK \
@@ -235,6 +236,30 @@ forget_definition(Remote *remote)
 }
 
 /*
+ * The process ends: close connections when what is under way is answered, so that
+ * participants do not complain of lost ones.
+ */
+static void
+close_all(int code, Datum arg)
+{
+	Remote	   *list[COORD_MAX_PARTICIPANTS];
+	int			n = 0;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &remotes)
+	{
+		Remote	   *remote = dlist_container(Remote, node, iter.cur);
+
+		if (n < COORD_MAX_PARTICIPANTS &&
+			(remote->state == REMOTE_BUSY || remote->state == REMOTE_RESETTING))
+			list[n++] = remote;
+	}
+	(void) remote_wait(list, n, remote_now() + EXIT_US, false);
+	dlist_foreach(iter, &remotes)
+		remote_close(dlist_container(Remote, node, iter.cur));
+}
+
+/*
  * The connection of a mapping, open or not.  One whose definition has changed is
  * closed first, unless it is in use.  Errors as in read_definition().
  */
@@ -248,6 +273,7 @@ remote_find(ForeignServer *server, UserMapping *mapping)
 	{
 		CacheRegisterSyscacheCallback(FOREIGNSERVEROID, definition_changed, (Datum) 0);
 		CacheRegisterSyscacheCallback(USERMAPPINGOID, definition_changed, (Datum) 0);
+		on_proc_exit(close_all, (Datum) 0);
 		callbacks_registered = true;
 	}
 	dlist_foreach(iter, &remotes)

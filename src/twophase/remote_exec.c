@@ -113,7 +113,8 @@ execute(FunctionCallInfo fcinfo, bool keep)
 					 errmsg("timeout must be greater than 0")));
 		until = remote_now() + us;
 	}
-	return branch_execute(branch_enlist(server, until), sql, nvalues, values, until, keep);
+	return branch_execute(branch_enlist(server, until), sql, nvalues, values, until, keep,
+						  false);
 }
 
 /* coord.remote_exec(server, sql, args, timeout): rows affected. */

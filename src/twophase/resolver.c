@@ -23,9 +23,9 @@
 
 #include <sys/stat.h>
 
-#include "access/hash.h"
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "commands/defrem.h"
 #include "libpq-fe.h"
@@ -42,6 +42,7 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
+#include "base/access.h"
 #include "base/compat.h"
 #include "base/debug_point.h"
 #include "base/guc.h"
@@ -154,15 +155,22 @@ find_incarnation(void)
 		" FROM (SELECT * FROM made UNION ALL SELECT id, first_gtid FROM last ORDER BY id DESC LIMIT 1) i",
 		6, {INT8OID, OIDOID, INT8OID, TEXTOID, TIMESTAMPTZOID, INT8OID}
 	};
+	static Statement name = {
+		"INSERT INTO coord_internal.twophase_cluster SELECT gen_random_uuid()"
+		" WHERE NOT EXISTS (SELECT FROM coord_internal.twophase_cluster)",
+		0, {0}
+	};
 	QueryScope	scope;
 	Datum		values[6];
 	bool		isnull;
 	int			incarnation;
 	int64		began;
+	Oid			installation;
 	pg_uuid_t	cluster;
 	int64		first = lock_token_next();
 
 	query_begin(&scope);
+	query_run(&name, NULL, NULL, 0);
 	values[0] = Int64GetDatum((int64) GetSystemIdentifier());
 	values[1] = ObjectIdGetDatum(MyDatabaseId);
 	values[2] = Int64GetDatum((int64) GetWALInsertionTimeLine());
@@ -172,6 +180,7 @@ find_incarnation(void)
 	query_run(&find, values, NULL, 0);
 	incarnation = query_int4(0, 1);
 	began = query_int8(0, 3);
+	installation = get_namespace_oid("coord_internal", false);
 	cluster = *DatumGetUUIDP(query_value(0, 2, &isnull));
 	query_end(&scope);
 
@@ -180,6 +189,9 @@ find_incarnation(void)
 	CommitTransactionCommand();
 	LWLockAcquire(&twophase_shared->lock, LW_EXCLUSIVE);
 	mine->incarnation = incarnation;
+	mine->installation = installation;
+	mine->nunacknowledged = 0;
+	mine->many = false;
 	mine->cluster = cluster;
 	mine->first_gtid = first;
 	mine->began_gtid = began;
@@ -231,7 +243,8 @@ answer_requests(void)
 		CommitTransactionCommand();
 		finish(0);
 	}
-	if (mine->incarnation == 0)
+	if (mine->incarnation == 0 ||
+		mine->installation != get_namespace_oid("coord_internal", false))
 		find_incarnation();
 	partition_ensure(&decisions, true);
 	query_begin(&scope);
@@ -243,6 +256,8 @@ answer_requests(void)
 		query_run(&note, values, NULL, 0);
 	}
 	query_end(&scope);
+	for (int i = 0; i < count; i++)
+		access_note_role(roles[i]);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	LWLockAcquire(&twophase_shared->lock, LW_EXCLUSIVE);

@@ -12,6 +12,7 @@
 
 #include "datatype/timestamp.h"
 #include "nodes/parsenodes.h"
+#include "utils/jsonb.h"
 
 /* twophase_shared.c */
 extern Size twophase_shmem_size(void);
@@ -20,6 +21,10 @@ extern void twophase_resolver_spawn(Oid database, Oid role);
 extern void twophase_stop_resolver(Oid database, bool force);
 extern bool twophase_resolver_is_gone(Oid database);
 extern void twophase_database_started(void);
+
+/* remote_step.c */
+extern Jsonb *twophase_call(const char *server, const char *function, Jsonb *document);
+extern void twophase_check_server(const char *name);
 
 /* resolver.c */
 extern PGDLLEXPORT void coord_resolver_main(Datum arg);

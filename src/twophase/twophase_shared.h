@@ -36,6 +36,7 @@ typedef struct TwophaseDatabase
 
 	/* Of this run of the server; 0: the resolver has not looked yet. */
 	int			incarnation;
+	Oid			installation;	/* coord_internal's oid then: another extension, another story */
 	pg_uuid_t	cluster;
 	int64		first_gtid;		/* of what was decided in this run of the server */
 	int64		began_gtid;		/* and in this incarnation */
