@@ -586,6 +586,88 @@ snapshot; 25006 read-only or on a standby; 55000 a copy.
 Example: SELECT coord.once_per('nightly_report', '20 hours');$$;
 
 -- ---------------------------------------------------------------------------
+-- Two-phase commit
+-- ---------------------------------------------------------------------------
+
+COMMENT ON FUNCTION coord.remote_exec(name, text, jsonb, interval) IS
+$$Runs one statement at a participant, in a transaction there that commits together with this one, or is rolled back with it.
+server: required, a server of postgres_fdw with a user mapping for the caller; only their definition is used, the connection is coord's.
+sql: required, one statement, with $1, $2 for its values. No transaction control, no COPY.
+args: an array with the values: strings as they are, numbers and booleans as text, null as NULL, arrays and objects as JSON text.
+  Default: none.
+timeout: for connecting and the statement together, which is cancelled there. Default: none; a lock is waited for as long as
+  coord.twophase_lock_timeout says.
+Returns how many rows it touched, or found.
+Errors: 22004 null; 22023 args are not an array, empty sql, timeout not positive; 0A000 transaction control or COPY; 42704 no such
+server, or no user mapping; 42501 no USAGE of the server; 42809 not a server of postgres_fdw; 2F003 a password is required; ZC010 the
+participant refused, failed, did not answer, or is a standby, with its SQLSTATE in the detail; 54000 more than 64 participants; 55000 no
+launcher or resolver, or a copy; 25000 in a parallel worker; 25006 on a standby. At COMMIT: ZC010 a participant did not vote for it, and all
+is rolled back; ZC009 the only participant that wrote was lost while it committed; 0A000 a foreign table was written, or PREPARE TRANSACTION.
+Example: SELECT coord.remote_exec('shard_a', 'UPDATE account SET balance = balance - $1 WHERE id = $2', '[10, 7]');$$;
+
+COMMENT ON FUNCTION coord.remote_query(name, text, jsonb, interval) IS
+$$Runs one statement at a participant, in a transaction there that commits together with this one, and returns its rows.
+server, sql, args, timeout: as coord.remote_exec().
+Returns a row as an object, its columns by name; types that are not built in come as text.
+Errors: as coord.remote_exec().
+Example: SELECT r ->> 'id' FROM coord.remote_query('shard_a', 'SELECT id, balance FROM account WHERE id = $1', '[7]') AS r;$$;
+
+COMMENT ON FUNCTION coord.twophase_current() IS
+$$The id of the open transaction, for coord.twophase_outcome(): note it before COMMIT, and ask should the connection be lost in it. The
+transaction is then committed in two phases, and recorded, however few participants it has.
+Returns the id; the same one for the whole transaction.
+Errors: 55000 no launcher or resolver; 25006 on a standby, or read-only at COMMIT.
+Example: SELECT coord.twophase_current();$$;
+
+COMMENT ON FUNCTION coord.twophase_outcome(bigint) IS
+$$What became of a transaction with participants.
+gtid: required, from coord.twophase_current() or coord.twophase_run().
+Returns pending: its session is at it; committed; aborted; in_doubt: prepared by an earlier incarnation of this database and not decided,
+see coord.twophase_in_doubt; unknown: older than coord.twophase_retention, of an earlier incarnation, or an id that was never given out.
+Whoever knows the id may ask.
+Errors: 22004 null; 55000 no launcher or resolver; 25006 on a standby.
+Example: SELECT coord.twophase_outcome(845000000000000);$$;
+
+COMMENT ON FUNCTION coord.branch(name, text, jsonb, bigint) IS
+$$Describes one branch of a transaction for coord.twophase_run(). Checks nothing of the server and runs nothing.
+server: of postgres_fdw. NULL: this database.
+sql: required, one statement, with $1, $2 for its values.
+args: as coord.remote_exec(); in this database each is read as the type that the statement uses it as.
+expect_rows: how many rows it must touch, lest all be rolled back. Default: any number.
+Returns an object with the members server, sql, args, expect_rows.
+Errors: 22004 null; 22023 args are not an array, expect_rows negative; 54000 more than 1000 values.
+Example: SELECT coord.branch('shard_a', 'UPDATE account SET balance = balance - $1 WHERE id = $2', '[10, 7]', 1);$$;
+
+COMMENT ON PROCEDURE coord.twophase_run(jsonb[], text, bigint, text, bigint[]) IS
+$$Runs branches at several servers as one transaction: all commit or none. Faster than coord.remote_exec(): a statement and its vote are one
+round trip. Not in a transaction block.
+branches: required, at least one, made by coord.branch(). Those of one server are one transaction there, in their order.
+return_at: applied (default): the participants have committed, or coord.twophase_phase2_timeout has passed; decided: it is sure that they
+  will, and their data may be seen a moment later.
+gtid: out, the transaction's id. outcome: out, committed. row_counts: out, how many rows each branch touched.
+A participant that has not acknowledged is a WARNING, not an error: the transaction is committed.
+Errors: 22004 null; 22023 no branch, one that is none or has an unknown member, unknown return_at; 25001 in a transaction block; ZC010 a
+participant did not vote for it, or a branch touched another number of rows: nothing was committed; 54000 too many branches of a server;
+else as coord.remote_exec(), and what the branch of this database raises.
+Example: CALL coord.twophase_run(ARRAY[coord.branch('shard_a', 'UPDATE account SET balance = balance - 10 WHERE id = 7', expect_rows => 1),
+  coord.branch('shard_b', 'UPDATE account SET balance = balance + 10 WHERE id = 9', expect_rows => 1)]);$$;
+
+COMMENT ON PROCEDURE coord.twophase_run_json(jsonb, text, bigint, text, bigint[]) IS
+$$coord.twophase_run() for drivers that have no arrays of jsonb: branches as one JSON array of objects.
+branches: required, [{"server": .., "sql": .., "args": [..], "expect_rows": ..}]; server may be missing, args and expect_rows too.
+return_at, gtid, outcome, row_counts: as coord.twophase_run().
+Errors: as coord.twophase_run(); 22023 branches are not an array.
+Example: CALL coord.twophase_run_json('[{"server": "shard_a", "sql": "UPDATE account SET balance = 0 WHERE id = $1", "args": [7]}]');$$;
+
+COMMENT ON FUNCTION coord.twophase_resolve(name) IS
+$$Looks at participants now, and finishes there what is decided, as the resolver does by itself. For coord_admin.
+server: only there. Default: all that have been used.
+Returns one row for each prepared transaction that was found: gid; server_name; action: committed, rolled back, left (its session is at
+it), in doubt (not to be decided here) or failed; detail: why. A server that could not be asked has one row without a gid.
+Errors: 42501; 42704 no such server; 55000 no launcher or resolver; 25006 on a standby.
+Example: SELECT * FROM coord.twophase_resolve();$$;
+
+-- ---------------------------------------------------------------------------
 -- Views
 -- ---------------------------------------------------------------------------
 
@@ -765,6 +847,58 @@ COMMENT ON COLUMN coord.lease_log.event IS 'broken: coord.lease_break().';
 COMMENT ON COLUMN coord.lease_log.role IS 'The operator.';
 COMMENT ON COLUMN coord.lease_log.reason IS 'The operator''s reason.';
 
+COMMENT ON VIEW coord.twophase_active IS
+$$Sessions that are preparing or committing a transaction with participants, or have called coord.twophase_current(): those of
+roles that the reader is a member of, all for coord_admin and pg_monitor.$$;
+COMMENT ON COLUMN coord.twophase_active.gtid IS 'The transaction.';
+COMMENT ON COLUMN coord.twophase_active.pid IS 'Process id of the session.';
+COMMENT ON COLUMN coord.twophase_active.owner IS 'Its role.';
+COMMENT ON COLUMN coord.twophase_active.participants IS 'How many participants it has.';
+COMMENT ON COLUMN coord.twophase_active.since IS 'Since when.';
+
+COMMENT ON VIEW coord.twophase_pending IS
+$$Transactions that are committed and whose participants have not all acknowledged it: the resolver goes on until they have. Those
+of roles that the reader is a member of, all for coord_admin and pg_monitor.$$;
+COMMENT ON COLUMN coord.twophase_pending.gtid IS 'The transaction.';
+COMMENT ON COLUMN coord.twophase_pending.decided_at IS 'When it was decided.';
+COMMENT ON COLUMN coord.twophase_pending.owner IS 'The role that committed it.';
+COMMENT ON COLUMN coord.twophase_pending.servers IS 'All servers that had prepared it; coord.twophase_servers says which of them fail.';
+COMMENT ON COLUMN coord.twophase_pending.correlation_id IS 'coord.correlation_id of the session.';
+
+COMMENT ON VIEW coord.twophase_in_doubt IS
+$$What is prepared at a participant and cannot be decided here. Its locks stay there until somebody decides. For coord_admin and
+pg_monitor.$$;
+COMMENT ON COLUMN coord.twophase_in_doubt.gid IS 'Its name there, in pg_prepared_xacts.';
+COMMENT ON COLUMN coord.twophase_in_doubt.server_name IS 'The server.';
+COMMENT ON COLUMN coord.twophase_in_doubt.prepared_at IS 'When it was prepared, by the clock there.';
+COMMENT ON COLUMN coord.twophase_in_doubt.owner IS 'The role there that prepared it.';
+COMMENT ON COLUMN coord.twophase_in_doubt.reason IS 'Why it is in doubt.';
+COMMENT ON COLUMN coord.twophase_in_doubt.repair IS 'The statement that ends it, once somebody has found out how it must end.';
+
+COMMENT ON VIEW coord.twophase_servers IS
+$$Participants that have been used, one for each user mapping, and what came of the resolver's last look: those that a role uses
+of which the reader is a member, all for coord_admin and pg_monitor.$$;
+COMMENT ON COLUMN coord.twophase_servers.server_name IS 'The server; null when it was dropped.';
+COMMENT ON COLUMN coord.twophase_servers.mapping IS 'Whose user mapping it is; 0: PUBLIC''s.';
+COMMENT ON COLUMN coord.twophase_servers.since IS 'When it was used first.';
+COMMENT ON COLUMN coord.twophase_servers.seen_at IS 'When the resolver last looked there and was answered.';
+COMMENT ON COLUMN coord.twophase_servers.failed_at IS 'When it last looked and was not, unless it has been since.';
+COMMENT ON COLUMN coord.twophase_servers.error IS 'What was wrong then.';
+
+COMMENT ON VIEW coord.twophase_history IS
+$$Transactions that were committed in two phases, and what operators and the resolver did out of the ordinary. A reader sees those of roles that
+he is a member of; coord_admin and pg_monitor see all. Kept for coord.twophase_retention, what operators did for good.$$;
+COMMENT ON COLUMN coord.twophase_history.at IS 'When.';
+COMMENT ON COLUMN coord.twophase_history.gtid IS 'The transaction.';
+COMMENT ON COLUMN coord.twophase_history.event IS
+  'committed; forced committed, forced aborted: coord.twophase_force(); adopted: coord.twophase_adopt(); resurrected: it was prepared again after it had been acknowledged, and committed again; restore_point: coord.create_restore_point().';
+COMMENT ON COLUMN coord.twophase_history.gid IS 'The prepared transaction; null where it is about all of them.';
+COMMENT ON COLUMN coord.twophase_history.servers IS 'The servers, as far as they exist.';
+COMMENT ON COLUMN coord.twophase_history.incarnation IS 'The run of history that decided; a new one begins with promotion, restore or copy.';
+COMMENT ON COLUMN coord.twophase_history.owner IS 'The role that committed, or the operator.';
+COMMENT ON COLUMN coord.twophase_history.correlation_id IS 'coord.correlation_id of the session.';
+COMMENT ON COLUMN coord.twophase_history.reason IS 'The operator''s reason.';
+
 -- ---------------------------------------------------------------------------
 -- coord_internal, for readers of the source
 -- ---------------------------------------------------------------------------
@@ -791,6 +925,17 @@ COMMENT ON TABLE coord_internal.lease IS 'Leases, elections and permits that wer
 COMMENT ON TABLE coord_internal.semaphore IS 'Capacities of semaphores.';
 COMMENT ON TABLE coord_internal.once IS 'When coord.once_per() last said yes.';
 COMMENT ON TABLE coord_internal.lease_log IS 'What operators did to leases.';
+COMMENT ON TABLE coord_internal.twophase_cluster IS 'Whose prepared transactions are ours: part of their names.';
+COMMENT ON TABLE coord_internal.twophase_incarnation IS 'Runs of history of this database, the last one is now.';
+COMMENT ON TABLE coord_internal.twophase_participant IS 'Where the resolver looks.';
+COMMENT ON TABLE coord_internal.twophase_decision IS 'Transactions that committed, partitioned by time.';
+COMMENT ON TABLE coord_internal.twophase_in_doubt IS 'What is prepared somewhere and not the resolver''s to decide.';
+COMMENT ON TABLE coord_internal.twophase_log IS 'What operators did, and what the resolver did not expect.';
+COMMENT ON SEQUENCE coord_internal.twophase_log_id IS 'Order of rows in that log.';
+COMMENT ON FUNCTION coord_internal.twophase_sessions() IS 'Sessions in the middle of a commit, from shared memory.';
+COMMENT ON FUNCTION coord_internal.twophase_unacknowledged() IS 'Decisions of this run that not all have acknowledged, from shared memory.';
+COMMENT ON FUNCTION coord_internal.twophase_figures() IS 'This run''s incarnation and first id, and what its resolver did, from shared memory.';
+COMMENT ON FUNCTION coord_internal.gid_gtid(text) IS 'The transaction that a prepared one belongs to, by its name; null: it is none of coord''s.';
 COMMENT ON SEQUENCE coord_internal.token_floor IS 'Up to where fencing tokens were reserved.';
 COMMENT ON VIEW coord_internal.lock_row IS 'The lock manager''s own rows of coord''s locks, fences and gates.';
 COMMENT ON FUNCTION coord_internal.held_locks() IS 'What sessions hold and wait for by name, from shared memory.';

@@ -68,6 +68,12 @@ BEGIN ATOMIC
     WHERE coord_internal.is_foreign() AND role <> coord_internal.role_here(role);
   UPDATE coord_internal.lease_log SET role = coord_internal.role_here(role)
     WHERE coord_internal.is_foreign() AND role <> coord_internal.role_here(role);
+  UPDATE coord_internal.twophase_decision SET role = coord_internal.role_here(role)
+    WHERE coord_internal.is_foreign() AND role <> coord_internal.role_here(role);
+  UPDATE coord_internal.twophase_log SET role = coord_internal.role_here(role)
+    WHERE coord_internal.is_foreign() AND role <> coord_internal.role_here(role);
+  UPDATE coord_internal.twophase_incarnation SET adopted_by = coord_internal.role_here(adopted_by)
+    WHERE coord_internal.is_foreign() AND adopted_by <> coord_internal.role_here(adopted_by);
   DELETE FROM coord_internal.principal WHERE coord_internal.is_foreign();
   INSERT INTO coord_internal.principal
     SELECT oid, rolname FROM pg_authid
@@ -77,7 +83,9 @@ BEGIN ATOMIC
                   UNION ALL SELECT role FROM coord_internal.queue_role
                   UNION ALL SELECT role FROM coord_internal.use_grant
                   UNION ALL SELECT granted_by FROM coord_internal.use_grant
-                  UNION ALL SELECT role FROM coord_internal.lease UNION ALL SELECT role FROM coord_internal.semaphore);
+                  UNION ALL SELECT role FROM coord_internal.lease UNION ALL SELECT role FROM coord_internal.semaphore
+                  UNION ALL SELECT role FROM coord_internal.twophase_decision
+                  UNION ALL SELECT role FROM coord_internal.twophase_log);
   UPDATE coord_internal.saga SET home = coord_internal.home() WHERE home <> coord_internal.home();
   WITH me AS (
     SELECT coord_internal.system_identifier() AS system_identifier,

@@ -58,8 +58,9 @@ CREATE TABLE coord_internal.twophase_in_doubt (
 );
 
 -- What operators did, and what the resolver did that was not expected.
+CREATE SEQUENCE coord_internal.twophase_log_id MAXVALUE 9007199254740991;
 CREATE TABLE coord_internal.twophase_log (
-  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  id bigint PRIMARY KEY DEFAULT pg_catalog.nextval('coord_internal.twophase_log_id'),
   at timestamptz NOT NULL,
   event text NOT NULL CONSTRAINT twophase_log_event CHECK
     (event IN ('forced', 'adopted', 'resurrected', 'restore_point')),
@@ -74,7 +75,7 @@ SELECT pg_catalog.pg_extension_config_dump('coord_internal.twophase_cluster', ''
 SELECT pg_catalog.pg_extension_config_dump('coord_internal.twophase_incarnation', '');
 SELECT pg_catalog.pg_extension_config_dump('coord_internal.twophase_decision', '');
 SELECT pg_catalog.pg_extension_config_dump('coord_internal.twophase_log', '');
-SELECT pg_catalog.pg_extension_config_dump('coord_internal.twophase_log_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('coord_internal.twophase_log_id', '');
 
 CREATE FUNCTION coord.remote_exec(server name, sql text, args jsonb DEFAULT '[]', timeout interval DEFAULT NULL)
   RETURNS bigint AS 'MODULE_PATHNAME', 'coord_remote_exec' LANGUAGE C;

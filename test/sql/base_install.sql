@@ -25,6 +25,7 @@ SELECT extversion, extrelocatable, extnamespace::regnamespace FROM pg_extension 
 
 -- Every table with data, and every sequence, is dumped; parents first; and no column is of a kind that pg_upgrade refuses.
 -- (Partitions are made at run time and are nobody's members: they are dumped like any table.)
+-- (Participants, and what is in doubt there, go by oids of user mappings: in a restored database they would mean nothing.)
 SELECT c.relname FROM pg_class c WHERE relnamespace = 'coord_internal'::regnamespace AND relkind IN ('r', 'S') AND NOT relispartition
   AND EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = c.oid AND deptype = 'e')
   AND c.oid <> ALL (SELECT unnest(extconfig) FROM pg_extension WHERE extname = 'coord');
