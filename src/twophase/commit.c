@@ -447,10 +447,14 @@ phase_two(int64 us, bool interruptible)
 
 	for (int i = 0; i < nbranches; i++)
 	{
-		if (branches[i].state == BRANCH_PREPARED)
-			send_end(&branches[i], "COMMIT PREPARED '%s'", BRANCH_PREPARED);
+		if (branches[i].state != BRANCH_PREPARED)
+			continue;
+		send_end(&branches[i], "COMMIT PREPARED '%s'", BRANCH_PREPARED);
+		DEBUG_POINT("twophase_telling");
 	}
+	DEBUG_POINT("twophase_told");
 	(void) remote_wait(list, collect(list), remote_now() + us, interruptible);
+	DEBUG_POINT("twophase_acknowledged");
 	for (int i = 0; i < nbranches; i++)
 	{
 		Branch	   *branch = &branches[i];
@@ -512,6 +516,7 @@ committed(void)
 	{
 		if (decided && nbranches > 0)
 		{
+			DEBUG_POINT("twophase_committed");
 			if (!twophase_is_replicated(XactLastCommitEnd))
 				hand_over("The wait for a synchronous standby was cancelled.");
 			else if (phase_two(guc_twophase_phase2_timeout * INT64CONST(1000), false) > 0)
@@ -541,6 +546,7 @@ twophase_phase_two(int64 gtid, bool wait)
 	int			left;
 
 	Assert(phase_two_due && branch_gtid == gtid);
+	DEBUG_POINT("twophase_committed");
 	if (!twophase_is_replicated(XactLastCommitEnd))
 		why = "The wait for a synchronous standby was cancelled.";
 	else

@@ -311,6 +311,7 @@ act_on_next(Target *target, TwophaseDatabase *database)
 	snprintf(sql, sizeof(sql), "%s PREPARED '%s'",
 			 target->found[target->at].verdict == VERDICT_COMMIT ? "COMMIT" : "ROLLBACK",
 			 target->found[target->at].text);
+	DEBUG_POINT("resolver_before_action");
 	remote_batch(target->remote);
 	(void) remote_add(target->remote, sql, 0, NULL, false);
 	(void) remote_go(target->remote);
@@ -392,6 +393,7 @@ take_action(Target *target, TwophaseDatabase *database)
 	const char *sqlstate = remote_sqlstate(target->remote);
 	bool		commit = found->verdict == VERDICT_COMMIT;
 
+	DEBUG_POINT("resolver_acted");
 	if (remote_succeeded(target->remote, 0, commit ? "COMMIT PREPARED" : "ROLLBACK PREPARED"))
 	{
 		if (commit)
@@ -696,6 +698,7 @@ resolve(TwophaseDatabase *database, Oid server, List **resolutions)
 	for (int i = 0; i < count; i++)
 		open_target(&targets[i]);
 	ask_all(targets, count, database);
+	DEBUG_POINT("resolver_before_note");
 
 	query_begin(&scope);
 	for (int i = 0; i < count; i++)
