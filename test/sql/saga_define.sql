@@ -110,8 +110,9 @@ SELECT try($$SELECT coord.saga_define('wrong', ARRAY[coord.step('a', 'act')], on
 SELECT wrong(ARRAY[coord.step('a', 'act', max_parallel => 2)]);
 SELECT wrong(ARRAY[coord.step('a', 'act', max_failed_items => 1)]);
 
--- Options that are to come: named, and nothing is defined without them
+-- A server is looked for, and is not a queue
 SELECT wrong(ARRAY[coord.step('a', 'act', server => 's')]);
+SELECT wrong(ARRAY[coord.step('a', 'act', server => 's', queue => 'q')]);
 
 -- Members of steps of another kind
 SELECT wrong(ARRAY['{"name": "a", "action": "act", "signal": "s"}'::jsonb]);
