@@ -60,4 +60,8 @@ BEGIN
     FROM generate_series(1, n) i);
 END $$;
 
+-- Accounts of transactions that are left unfinished.
+CREATE SEQUENCE leave MAXVALUE 16000 CYCLE;
+GRANT USAGE ON SEQUENCE leave TO bench;
+
 CHECKPOINT;
