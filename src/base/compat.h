@@ -21,6 +21,8 @@
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "lib/dshash.h"
+#include "nodes/plannodes.h"
+#include "parser/parsetree.h"
 #include "storage/condition_variable.h"
 #include "storage/lock.h"
 #include "storage/lwlock.h"
@@ -74,6 +76,25 @@ coord_schema_aclcheck(Oid schema, Oid role)
 #else
 	return object_aclcheck(NamespaceRelationId, schema, role, ACL_USAGE);
 #endif
+}
+
+/* The relations that a plan writes; 19 has a set of them. */
+static inline List *
+coord_written_relations(PlannedStmt *statement)
+{
+	List	   *result = NIL;
+#if PG_VERSION_NUM < 190000
+	ListCell   *cell;
+
+	foreach(cell, statement->resultRelations)
+		result = lappend_oid(result, rt_fetch(lfirst_int(cell), statement->rtable)->relid);
+#else
+	int			i = -1;
+
+	while ((i = bms_next_member(statement->resultRelationRelids, i)) >= 0)
+		result = lappend_oid(result, rt_fetch(i, statement->rtable)->relid);
+#endif
+	return result;
 }
 
 /* Does "role" own the database?  Superusers own all. */

@@ -505,6 +505,7 @@ forget(void)
 static void
 committed(void)
 {
+	MemoryContext context = CurrentMemoryContext;
 	uint32		holdoff = InterruptHoldoffCount;
 
 	if (own_phase_two)
@@ -526,6 +527,7 @@ committed(void)
 	PG_CATCH();
 	{
 		/* Nothing above raises errors; the resolver finds what is left. */
+		MemoryContextSwitchTo(context);
 		FlushErrorState();
 		InterruptHoldoffCount = holdoff;
 	}

@@ -18,8 +18,6 @@
 #include "catalog/pg_inherits.h"
 #include "executor/executor.h"
 #include "nodes/parsenodes.h"
-#include "nodes/plannodes.h"
-#include "parser/parsetree.h"
 #include "storage/lmgr.h"
 #include "utils/lsyscache.h"
 
@@ -67,16 +65,12 @@ foreign_write_note(Oid relation)
 static void
 executor_start(QueryDesc *query, int flags)
 {
-	if (!(flags & EXEC_FLAG_EXPLAIN_ONLY) && query->plannedstmt->resultRelations != NIL)
+	if (!(flags & EXEC_FLAG_EXPLAIN_ONLY))
 	{
 		ListCell   *cell;
 
-		foreach(cell, query->plannedstmt->resultRelations)
-		{
-			RangeTblEntry *entry = rt_fetch(lfirst_int(cell), query->plannedstmt->rtable);
-
-			foreign_write_note(entry->relid);
-		}
+		foreach(cell, coord_written_relations(query->plannedstmt))
+			foreign_write_note(lfirst_oid(cell));
 	}
 	if (next_hook)
 		next_hook(query, flags);

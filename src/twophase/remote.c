@@ -93,12 +93,19 @@ definition_changed(Datum arg, int cache, uint32 hash)
 	}
 }
 
+/*
+ * Notes a WARNING, whatever language it is in.  One that user code raised says
+ * nothing about the command that it ran in; commands of a batch cannot be told apart
+ * here.
+ */
 static void
 notice_receiver(void *arg, const PGresult *result)
 {
 	const char *severity = PQresultErrorField(result, PG_DIAG_SEVERITY_NONLOCALIZED);
+	const char *function = PQresultErrorField(result, PG_DIAG_SOURCE_FUNCTION);
 
-	if (severity != NULL && strcmp(severity, "WARNING") == 0)
+	if (severity != NULL && strcmp(severity, "WARNING") == 0 &&
+		(function == NULL || strcmp(function, "exec_stmt_raise") != 0))
 		((Remote *) arg)->warned = true;
 }
 

@@ -93,7 +93,7 @@ extern void remote_close(Remote *remote);
 extern bool remote_succeeded(const Remote *remote, int command, const char *tag);
 extern PGresult *remote_error(const Remote *remote);
 extern const char *remote_sqlstate(const Remote *remote);
-extern void remote_raise(const Remote *remote, const char *what) pg_attribute_noreturn();
+extern void remote_raise(const Remote *remote, const char *what);
 extern UserMapping *remote_participant(const char *name, ForeignServer **server);
 
 #endif							/* COORD_REMOTE_H */
