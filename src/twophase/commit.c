@@ -69,6 +69,9 @@ static bool own_phase_two = false;
 /* It is due: the transaction that decided has committed. */
 static bool phase_two_due = false;
 
+/* The resolver is to be woken. */
+static bool left_over = false;
+
 static bool registered = false;
 
 static void xact_callback(XactEvent event, void *arg);
@@ -483,6 +486,7 @@ hand_over(const char *why)
 							   length > 0 ? ", " : "", branches[i].remote->server);
 	}
 	twophase_not_acknowledged(twophase_database(), branch_gtid);
+	left_over = true;
 	ereport(WARNING,
 			(errmsg("transaction " INT64_FORMAT " is committed; it is not acknowledged yet by %s",
 					branch_gtid, names),
@@ -490,15 +494,22 @@ hand_over(const char *why)
 			 errhint("coord's resolver goes on until it is; see coord.twophase_pending.")));
 }
 
-/* The transaction is over: forget it. */
+/*
+ * The transaction is over: forget it.  The resolver is woken when the session is not
+ * active any more, or it would leave it alone.  Raises nothing.
+ */
 static void
 forget(void)
 {
+	bool		wake = left_over;
+
 	if (nbranches > 0 || branch_gtid != 0)
 		leave_active();
 	branch_forget_all();
 	branch_gtid = 0;
-	decided = own_phase_two = phase_two_due = false;
+	decided = own_phase_two = phase_two_due = left_over = false;
+	if (wake)
+		twophase_want_resolver(twophase_database(), 0);
 }
 
 /* After the commit record; see 3. above. */
@@ -573,7 +584,6 @@ aborted(void)
 {
 	Remote	   *list[COORD_MAX_PARTICIPANTS];
 	int64		until = remote_now() + ROLL_BACK_US;
-	bool		leftover = false;
 
 	/* What is being asked is cancelled; a vote that is on its way is waited for. */
 	for (int i = 0; i < nbranches; i++)
@@ -599,7 +609,10 @@ aborted(void)
 		if (remote->state != REMOTE_IDLE)
 		{
 			/* Also when it never comes: PREPARE may still be carried out over there. */
-			leftover = leftover || branch->state == BRANCH_PREPARING ||
+			if (branch->state == BRANCH_PREPARING)
+				twophase_expect_late(twophase_database(),
+									 guc_twophase_prepare_timeout * INT64CONST(2000));
+			left_over = left_over || branch->state == BRANCH_PREPARING ||
 				branch->state == BRANCH_PREPARED;
 			remote_close(remote);
 			continue;
@@ -615,11 +628,9 @@ aborted(void)
 	{
 		if (branches[i].state == BRANCH_PREPARED && branches[i].remote->state != REMOTE_CLOSED &&
 			!remote_succeeded(branches[i].remote, 0, "ROLLBACK PREPARED"))
-			leftover = true;
+			left_over = true;
 	}
 	forget();
-	if (leftover)
-		twophase_want_resolver(twophase_database(), 0);
 }
 
 static void
@@ -636,6 +647,7 @@ xact_callback(XactEvent event, void *arg)
 		if (event == XACT_EVENT_ABORT)
 		{
 			twophase_not_acknowledged(twophase_database(), branch_gtid);
+			left_over = true;
 			forget();
 		}
 		return;

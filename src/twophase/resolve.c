@@ -165,16 +165,19 @@ open_target(Target *target)
 	target->until = remote_now() + ANSWER_US;
 }
 
-/* The lock that keeps two resolvers of one cluster apart. */
+/*
+ * The lock that keeps two resolvers of one cluster apart.  One for each mapping, as
+ * two may lead to the same database.
+ */
 static int64
-fence_key(const TwophaseDatabase *database)
+fence_key(const Target *target, const TwophaseDatabase *database)
 {
-	uint64		hash = hash_bytes_extended(database->cluster.data, UUID_LEN, database->database);
+	uint64		seed = ((uint64) database->database << 32) | target->mapping;
 
-	return (int64) hash;
+	return (int64) hash_bytes_extended(database->cluster.data, UUID_LEN, seed);
 }
 
-/* Ask what is prepared, and for the fence. */
+/* Ask what is prepared; the first time for the fence, the last time to give it back. */
 static void
 send_list(Target *target, const TwophaseDatabase *database, Step step)
 {
@@ -184,7 +187,7 @@ send_list(Target *target, const TwophaseDatabase *database, Step step)
 	const char *keys[1] = {key};
 
 	gid_prefix(prefix, &database->cluster);
-	snprintf(key, sizeof(key), INT64_FORMAT, fence_key(database));
+	snprintf(key, sizeof(key), INT64_FORMAT, fence_key(target, database));
 	remote_batch(target->remote);
 	if (step == STEP_LIST && !target->remote->pooled)
 		(void) remote_add(target->remote, "SELECT pg_catalog.pg_try_advisory_lock($1)", 1, keys, false);
@@ -196,6 +199,8 @@ send_list(Target *target, const TwophaseDatabase *database, Step step)
 					  " AND pg_catalog.starts_with(gid, $1)"
 					  " UNION ALL SELECT '', false, '', 0, pg_catalog.pg_is_in_recovery()",
 					  1, values, false);
+	if (step == STEP_AGAIN && !target->remote->pooled)
+		(void) remote_add(target->remote, "SELECT pg_catalog.pg_advisory_unlock($1)", 1, keys, false);
 	(void) remote_go(target->remote);
 	target->step = step;
 	target->until = remote_now() + ANSWER_US;
@@ -624,7 +629,7 @@ log_resurrection(const Target *target, const Found *found)
 {
 	static Statement insert = {
 		"INSERT INTO coord_internal.twophase_log (at, event, gid, server, outcome, role, reason)"
-		" VALUES ($1, 'resurrected', $2, $3, 'commit', $4,"
+		" VALUES ($1, 'resurrected', $2, $3, 'committed', $4,"
 		" 'prepared again after it had been acknowledged; did it fail over to a standby that was behind?')",
 		4, {TIMESTAMPTZOID, TEXTOID, OIDOID, OIDOID}
 	};
@@ -742,6 +747,7 @@ resolve(TwophaseDatabase *database, Oid server, List **resolutions)
 		database->nunresolved = unresolved;
 		if (all && database->nunacknowledged < TWOPHASE_UNACKNOWLEDGED)
 			database->many = false;
+		all = all && database->nunacknowledged == 0 && !database->many;
 		LWLockRelease(&twophase_shared->lock);
 	}
 	return all;

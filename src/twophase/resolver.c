@@ -62,8 +62,14 @@
 #define RETRY_MIN_US (1 * USECS_PER_SEC)
 #define RETRY_MAX_US (30 * USECS_PER_SEC)
 
-/* Looks for no reason, as long as decisions are kept: after use, and else. */
-#define LOOK_SOON_US (60 * USECS_PER_SEC)
+/*
+ * After a crash: for how long something that had been sent may still be prepared; and
+ * how long anybody may say so.
+ */
+#define LATE_US (60 * USECS_PER_SEC)
+#define LATE_MAX_US (3600 * USECS_PER_SEC)
+
+/* Looks for no reason, as long as decisions are kept. */
 #define LOOK_LATER_US (600 * USECS_PER_SEC)
 
 static TwophaseDatabase *mine = NULL;
@@ -137,22 +143,25 @@ control_file_mark(void)
 
 /*
  * Which incarnation is this?  The last one, if it had the same system identifier,
- * database, timeline and control file; else a new one begins.
+ * database, timeline and control file; else a new one begins.  Its number is random:
+ * the next one may have been given already, in a history that was lost.
  */
 static void
 find_incarnation(void)
 {
 	static Statement find = {
 		"WITH me AS (SELECT $1 AS system_identifier, $2 AS database, $3 AS timeline, $4 AS control_file),"
-		" last AS (SELECT i.* FROM coord_internal.twophase_incarnation i ORDER BY id DESC LIMIT 1),"
+		" last AS (SELECT i.* FROM coord_internal.twophase_incarnation i WHERE control_file <> ''"
+		"  ORDER BY first_gtid DESC LIMIT 1),"
 		" made AS (INSERT INTO coord_internal.twophase_incarnation"
 		"  (id, system_identifier, database, timeline, control_file, since, first_gtid)"
-		"  SELECT coalesce((SELECT id FROM last), 0) + 1, me.*, $5, $6 FROM me"
+		"  SELECT floor(random() * 2147483646)::int + 1, me.*, $5, $6 FROM me"
 		"  WHERE NOT EXISTS (SELECT FROM last WHERE (last.system_identifier, last.database,"
 		"   last.timeline, last.control_file) = (me.system_identifier, me.database, me.timeline, me.control_file))"
 		"  RETURNING id, first_gtid)"
 		" SELECT i.id, (SELECT id FROM coord_internal.twophase_cluster LIMIT 1), i.first_gtid"
-		" FROM (SELECT * FROM made UNION ALL SELECT id, first_gtid FROM last ORDER BY id DESC LIMIT 1) i",
+		" FROM (SELECT * FROM made UNION ALL SELECT id, first_gtid FROM last"
+		"  ORDER BY first_gtid DESC LIMIT 1) i",
 		6, {INT8OID, OIDOID, INT8OID, TEXTOID, TIMESTAMPTZOID, INT8OID}
 	};
 	static Statement name = {
@@ -192,6 +201,7 @@ find_incarnation(void)
 	mine->installation = installation;
 	mine->nunacknowledged = 0;
 	mine->many = false;
+	mine->late_until = GetCurrentTimestamp() + LATE_US;
 	mine->cluster = cluster;
 	mine->first_gtid = first;
 	mine->began_gtid = began;
@@ -350,6 +360,8 @@ run(void)
 		LWLockRelease(&twophase_shared->lock);
 		if (look_at != 0 && look_at > now + LOOK_LATER_US)
 			look_at = now;		/* the clock was set back */
+		if (mine->late_until > now + LATE_MAX_US)
+			mine->late_until = now + LATE_MAX_US;
 		if (wanted || mine->covered_until < now)
 			answer_requests();
 		if (wanted || (look_at != 0 && look_at <= now))
@@ -357,7 +369,7 @@ run(void)
 			bool		any = any_decision();
 
 			pgstat_report_activity(STATE_RUNNING, "coord: resolving prepared transactions");
-			if (look(context))
+			if (look(context) && GetCurrentTimestamp() >= mine->late_until)
 			{
 				retry_us = RETRY_MIN_US;
 				partition_drop_expired(&decisions);

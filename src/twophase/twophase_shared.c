@@ -199,8 +199,9 @@ twophase_want_resolver(TwophaseDatabase *database, TimestampTz at)
 		doorbell_wake_launcher();
 }
 
-static void
-add_unacknowledged(TwophaseDatabase *database, int64 gtid)
+/* A decision that not all participants have acknowledged.  Raises nothing. */
+void
+twophase_not_acknowledged(TwophaseDatabase *database, int64 gtid)
 {
 	LWLockAcquire(&twophase_shared->lock, LW_EXCLUSIVE);
 	if (database->nunacknowledged < TWOPHASE_UNACKNOWLEDGED)
@@ -210,12 +211,18 @@ add_unacknowledged(TwophaseDatabase *database, int64 gtid)
 	LWLockRelease(&twophase_shared->lock);
 }
 
-/* A decision that not all participants have acknowledged.  Raises nothing. */
+/*
+ * A PREPARE that was sent and not answered may still be carried out: it is looked for
+ * again and again for so long.  Raises nothing.
+ */
 void
-twophase_not_acknowledged(TwophaseDatabase *database, int64 gtid)
+twophase_expect_late(TwophaseDatabase *database, int64 us)
 {
-	add_unacknowledged(database, gtid);
-	twophase_want_resolver(database, 0);
+	TimestampTz until = GetCurrentTimestamp() + us;
+
+	LWLockAcquire(&twophase_shared->lock, LW_EXCLUSIVE);
+	database->late_until = Max(database->late_until, until);
+	LWLockRelease(&twophase_shared->lock);
 }
 
 /*
@@ -225,7 +232,7 @@ twophase_not_acknowledged(TwophaseDatabase *database, int64 gtid)
 void
 twophase_told(TwophaseDatabase *database, int64 gtid)
 {
-	add_unacknowledged(database, gtid);
+	twophase_not_acknowledged(database, gtid);
 	twophase_want_resolver(database, GetCurrentTimestamp() + TOLD_US);
 }
 

@@ -33,6 +33,7 @@ typedef struct TwophaseDatabase
 	bool		wanted;			/* now */
 	TimestampTz next_at;		/* or then; 0: not */
 	TimestampTz retry_at;		/* none before */
+	TimestampTz late_until;		/* something may still be prepared that was given up */
 
 	/* Of this run of the server; 0: the resolver has not looked yet. */
 	int			incarnation;
@@ -91,6 +92,7 @@ extern TwophaseSession *twophase_session(void);
 extern bool twophase_is_active(int64 gtid);
 extern int64 twophase_oldest_active(void);
 extern void twophase_want_resolver(TwophaseDatabase *database, TimestampTz at);
+extern void twophase_expect_late(TwophaseDatabase *database, int64 us);
 extern void twophase_told(TwophaseDatabase *database, int64 gtid);
 extern void twophase_not_acknowledged(TwophaseDatabase *database, int64 gtid);
 
