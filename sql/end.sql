@@ -40,11 +40,14 @@ GRANT EXECUTE ON FUNCTION
   coord.semaphore_create(text, int), coord.semaphore_resize(text, int), coord.semaphore_drop(text),
   coord.leader_campaign(text, text, interval), coord.leader_resign(text, text), coord.once_per(text, interval),
   coord.remote_exec(name, text, jsonb, interval), coord.remote_query(name, text, jsonb, interval),
-  coord.twophase_current(), coord.twophase_outcome(bigint), coord.branch(name, text, jsonb, bigint)
+  coord.twophase_current(), coord.twophase_outcome(bigint),
+  coord.twophase_begin(text, interval), coord.twophase_enlist(bigint, text, text, text, text, text, name, jsonb),
+  coord.twophase_abort(bigint, text), coord.branch(name, text, jsonb, bigint)
   TO coord_user;
 GRANT EXECUTE ON PROCEDURE
   coord.saga_run(text, jsonb, text, bigint, text, jsonb), coord.run_pending(int, int),
   coord.await(text, text, interval, boolean),
+  coord.twophase_commit(bigint, text),
   coord.twophase_run(jsonb[], text, bigint, text, bigint[]),
   coord.twophase_run_json(jsonb, text, bigint, text, bigint[])
   TO coord_user;

@@ -147,7 +147,7 @@ CREATE TABLE coord_internal.saga_request (
   id bigint PRIMARY KEY DEFAULT nextval('coord_internal.saga_request_id'),
   saga_id bigint NOT NULL,
   verb text NOT NULL CONSTRAINT saga_request_verb CHECK
-    (verb IN ('cancel', 'pause', 'resume', 'retry', 'skip', 'patch', 'abandon')),
+    (verb IN ('cancel', 'pause', 'resume', 'retry', 'skip', 'patch', 'abandon', 'abort')),
   step text,
   argument jsonb,
   role oid NOT NULL,

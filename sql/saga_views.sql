@@ -104,8 +104,9 @@ CREATE VIEW coord.saga_definitions WITH (security_barrier) AS
          v.search_path, coord_internal.role_name(n.owner) AS owner,
          coord_internal.role_name(v.definer) AS definer, v.created_at
   FROM coord_internal.saga_version v JOIN coord_internal.saga_name n USING (name)
-  WHERE (SELECT coord_internal.sees_all()) OR coord_internal.is_mine(n.owner)
-     OR v.name IN (SELECT name FROM coord_internal.granted_saga);
+  WHERE ((SELECT coord_internal.sees_all()) OR coord_internal.is_mine(n.owner)
+         OR v.name IN (SELECT name FROM coord_internal.granted_saga))
+    AND NOT v.definition ? 'participant';         -- those are of two-phase commits
 
 CREATE VIEW coord.saga_log WITH (security_barrier) AS
   SELECT saga_id, at, event, step, phase, attempt, role, reason, error, sqlstate,

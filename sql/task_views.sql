@@ -15,7 +15,10 @@ CREATE VIEW coord_internal.visible_queue WITH (security_barrier) AS
 
 CREATE VIEW coord.tasks WITH (security_barrier) AS
   SELECT t.id AS task_id, t.saga_id, v.definition #>> ARRAY['steps', t.ordinal::text, 'name'] AS step,
-         nullif(t.item, -1) AS item, t.phase::text, nullif(t.queue, '') AS queue,
+         nullif(t.item, -1) AS item,
+         -- of a two-phase commit's participant: prepare, commit, abort
+         CASE WHEN NOT v.definition ? 'participant' THEN t.phase::text WHEN t.phase = 'compensation' THEN 'abort'
+              ELSE v.definition #>> ARRAY['steps', t.ordinal::text, 'name'] END AS phase, nullif(t.queue, '') AS queue,
          CASE WHEN t.status = 'ready' AND t.available_at > coord_internal.now() THEN 'delayed'
               ELSE t.status END AS status,
          t.attempt, CASE WHEN t.status = 'running' THEN t.worker END AS worker,

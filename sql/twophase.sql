@@ -71,10 +71,45 @@ CREATE TABLE coord_internal.twophase_log (
   reason text
 );
 
+-- Applications' two-phase commits: the row is the decision.
+CREATE TABLE coord_internal.twophase_app (
+  gtid bigint PRIMARY KEY,
+  owner oid NOT NULL,
+  status text NOT NULL DEFAULT 'open' CONSTRAINT twophase_app_status CHECK
+    (status IN ('open', 'preparing', 'committed', 'aborted')),
+  label text,
+  correlation_id uuid,
+  created_at timestamptz NOT NULL,
+  deadline_at timestamptz NOT NULL,
+  decided_at timestamptz,
+  reason text,
+  decision bigint                               -- under which servers were prepared
+) WITH (fillfactor = 70);
+CREATE INDEX twophase_app_deadline ON coord_internal.twophase_app (deadline_at)
+  WHERE status IN ('open', 'preparing');
+CREATE INDEX twophase_app_decided ON coord_internal.twophase_app (decided_at)
+  WHERE decided_at IS NOT NULL;
+
+-- Who takes part: what its saga is made by, or SQL for a server.
+CREATE TABLE coord_internal.twophase_app_participant (
+  gtid bigint NOT NULL,
+  participant text NOT NULL,
+  owner oid NOT NULL,
+  definition bigint,
+  server name,
+  sql text,
+  payload jsonb,
+  saga_id bigint,
+  PRIMARY KEY (gtid, participant),
+  CONSTRAINT twophase_app_participant_kind CHECK ((definition IS NULL) = (server IS NOT NULL AND sql IS NOT NULL))
+) WITH (fillfactor = 80);
+
 SELECT pg_catalog.pg_extension_config_dump('coord_internal.twophase_cluster', '');
 SELECT pg_catalog.pg_extension_config_dump('coord_internal.twophase_incarnation', '');
 SELECT pg_catalog.pg_extension_config_dump('coord_internal.twophase_decision', '');
 SELECT pg_catalog.pg_extension_config_dump('coord_internal.twophase_log', '');
+SELECT pg_catalog.pg_extension_config_dump('coord_internal.twophase_app', '');
+SELECT pg_catalog.pg_extension_config_dump('coord_internal.twophase_app_participant', '');
 SELECT pg_catalog.pg_extension_config_dump('coord_internal.twophase_log_id', '');
 
 CREATE FUNCTION coord.remote_exec(server name, sql text, args jsonb DEFAULT '[]', timeout interval DEFAULT NULL)
@@ -91,6 +126,15 @@ CREATE PROCEDURE coord.twophase_run(branches jsonb[], return_at text DEFAULT 'ap
 CREATE PROCEDURE coord.twophase_run_json(branches jsonb, return_at text DEFAULT 'applied', INOUT gtid bigint DEFAULT NULL,
     INOUT outcome text DEFAULT NULL, INOUT row_counts bigint[] DEFAULT NULL)
   AS 'MODULE_PATHNAME', 'coord_twophase_run_json' LANGUAGE C;
+CREATE FUNCTION coord.twophase_begin(label text DEFAULT NULL, timeout interval DEFAULT '1 min')
+  RETURNS bigint AS 'MODULE_PATHNAME', 'coord_twophase_begin' LANGUAGE C;
+CREATE FUNCTION coord.twophase_enlist(gtid bigint, participant text, prepare text, commit text DEFAULT NULL,
+    abort text DEFAULT NULL, queue text DEFAULT NULL, server name DEFAULT NULL, payload jsonb DEFAULT NULL)
+  RETURNS void AS 'MODULE_PATHNAME', 'coord_twophase_enlist' LANGUAGE C;
+CREATE PROCEDURE coord.twophase_commit(gtid bigint, INOUT outcome text DEFAULT NULL)
+  AS 'MODULE_PATHNAME', 'coord_twophase_commit' LANGUAGE C;
+CREATE FUNCTION coord.twophase_abort(gtid bigint, reason text DEFAULT NULL)
+  RETURNS text AS 'MODULE_PATHNAME', 'coord_twophase_abort' LANGUAGE C;
 CREATE FUNCTION coord.twophase_outcome(gtid bigint)
   RETURNS text AS 'MODULE_PATHNAME', 'coord_twophase_outcome' LANGUAGE C;
 CREATE FUNCTION coord.twophase_resolve(server name DEFAULT NULL)
@@ -153,3 +197,35 @@ CREATE VIEW coord.twophase_history WITH (security_barrier) AS
          NULL, coord_internal.role_name(l.role), NULL, l.reason
   FROM coord_internal.twophase_log l
   WHERE (SELECT coord_internal.sees_all());
+
+-- Applications' transactions.
+CREATE VIEW coord.twophase_transactions WITH (security_barrier) AS
+  SELECT a.gtid, a.label, a.status, coord_internal.role_name(a.owner) AS owner,
+         (SELECT count(*) FROM coord_internal.twophase_app_participant p WHERE p.gtid = a.gtid) AS participants,
+         a.created_at, a.deadline_at, a.decided_at, a.reason, a.correlation_id
+  FROM coord_internal.twophase_app a
+  WHERE (SELECT coord_internal.sees_all()) OR coord_internal.is_mine(a.owner);
+
+-- Their participants.  A server's is prepared and told by the transaction that decides.
+CREATE VIEW coord.twophase_participants WITH (security_barrier) AS
+  SELECT p.gtid, p.participant,
+         CASE WHEN p.server IS NOT NULL THEN 'server'
+              WHEN v.definition #>> '{steps,0,queue}' IS NOT NULL THEN 'queue' ELSE 'functions' END AS kind,
+         CASE WHEN p.server IS NOT NULL AND a.status = 'committed' THEN 'committed'
+              WHEN p.saga_id IS NULL THEN CASE a.status WHEN 'aborted' THEN 'aborted' ELSE 'enlisted' END
+              WHEN s.status = 'suspended' THEN 'suspended'
+              WHEN s.backward THEN 'aborting'
+              WHEN s.id IS NOT NULL AND a.status = 'committed' THEN 'committing'
+              WHEN t.status = 'completed' THEN 'prepared'
+              WHEN s.id IS NOT NULL THEN 'preparing'
+              ELSE a.status END AS state,
+         coord_internal.role_name(p.owner) AS owner, p.server AS server_name,
+         v.definition #>> '{steps,0,queue}' AS queue, p.saga_id,
+         (SELECT l.error FROM coord_internal.saga_step l WHERE l.saga_id = p.saga_id AND l.error IS NOT NULL
+          ORDER BY l.ordinal DESC LIMIT 1) AS error
+  FROM coord_internal.twophase_app_participant p
+  JOIN coord_internal.twophase_app a ON a.gtid = p.gtid
+  LEFT JOIN coord_internal.saga_version v ON v.id = p.definition
+  LEFT JOIN coord_internal.saga s ON s.id = p.saga_id
+  LEFT JOIN coord_internal.saga_step t ON t.saga_id = s.id AND t.ordinal = 0
+  WHERE (SELECT coord_internal.sees_all()) OR coord_internal.is_mine(a.owner) OR coord_internal.is_mine(p.owner);

@@ -49,6 +49,7 @@ _PG_init(void)
 
 	guc_define();
 	saga_register();
+	twophase_register_machine();
 	foreign_write_install();
 
 	if (!process_shared_preload_libraries_in_progress)

@@ -11,6 +11,8 @@
 #include "postgres.h"
 
 #include "datatype/timestamp.h"
+#include "utils/jsonb.h"
+#include "utils/uuid.h"
 
 #include "base/doorbell.h"
 
@@ -32,6 +34,24 @@ typedef enum SagaTurnOutcome
 } SagaTurnOutcome;
 
 extern void saga_register(void);
+
+/* Participants of two-phase commits; see saga_participant.c and saga_session.c. */
+typedef enum SagaVote
+{
+	SAGA_VOTE_NONE,				/* not yet */
+	SAGA_VOTE_YES,
+	SAGA_VOTE_NO
+} SagaVote;
+
+extern int64 saga_participant_define(const char *prepare, const char *commit, const char *abort,
+									 const char *queue);
+extern int64 saga_participant_start(int64 definition, Oid owner, int64 gtid,
+									const char *participant, Jsonb *payload,
+									pg_uuid_t *correlation_id);
+extern void saga_participant_votes(const int64 *ids, int count, SagaVote *votes, char **reasons);
+extern int	saga_participant_unfinished(int64 *ids, int count);
+extern void saga_participant_decide(int64 id, bool commit, Oid role, const char *reason);
+extern bool saga_drive(const int64 *ids, int count, TimestampTz vote_until);
 
 /* Names; see saga_define.c. */
 extern Oid	saga_name_owner(const char *name);

@@ -431,10 +431,23 @@ log_attempt(Turn *turn, Saga *saga, int ordinal)
 int
 saga_attempt_limit(const StepDef *step, Phase phase)
 {
+	if (step->vote || step->must)
+		return PG_INT32_MAX;
 	if (step->retry.max_attempts > 0)
 		return step->retry.max_attempts;
 	return phase == PHASE_ACTION && step->kind != STEP_QUEUE ? DEFAULT_ATTEMPTS :
 		MANY_ATTEMPTS;
+}
+
+/*
+ * Is an attempt that failed worth another?  What a participant of a two-phase commit
+ * has to do once it is decided always is.
+ */
+bool
+saga_is_worth_retrying(const StepDef *step, Phase phase, const char *sqlstate)
+{
+	return step->must || (step->vote && phase == PHASE_COMPENSATION) ||
+		retry_is_worth(&step->retry, sqlstate);
 }
 
 /* A step failed for good, in the phase it is in: what follows from that. */
@@ -551,7 +564,7 @@ saga_attempt_failed(Turn *turn, Saga *saga, int ordinal, ErrorData *error)
 	saga->dirty = true;
 	log_attempt(turn, saga, ordinal);
 
-	again = retry_is_worth(&step->retry, state->sqlstate) &&
+	again = saga_is_worth_retrying(step, state->phase, state->sqlstate) &&
 		(state->attempt < saga_attempt_limit(step, state->phase) ||
 		 (action && saga_pivot_done(saga)));
 	if (again)

@@ -73,6 +73,7 @@ typedef struct FunctionEntry
 	const char *name;
 	bool		ready;
 	bool		returns_void;
+	bool		returns_bool;	/* a vote */
 	FmgrInfo	function;
 } FunctionEntry;
 
@@ -176,7 +177,7 @@ enter_user(Turn *turn, const Saga *saga)
  * when it cannot be run; that is for an operator to mend and charges nothing.
  */
 static FunctionEntry *
-find_function(Turn *turn, const Saga *saga, const char *name, char **reason)
+find_function(Turn *turn, const Saga *saga, const char *name, bool vote, char **reason)
 {
 	FunctionEntry *entry;
 	bool		found;
@@ -200,13 +201,15 @@ find_function(Turn *turn, const Saga *saga, const char *name, char **reason)
 	oid = saga_function_usable(name, saga->owner);
 	if (!OidIsValid(oid))
 		*reason = psprintf("function %s(jsonb) does not exist, or its schema may not be used", name);
-	else if (saga_function_problem(oid) != NULL)
-		*reason = psprintf("function %s(jsonb) does not return jsonb or void any more", name);
+	else if (saga_function_problem(oid, vote) != NULL)
+		*reason = psprintf("function %s(jsonb) does not return %s any more", name,
+						   vote ? "boolean" : "jsonb or void");
 	else if (coord_function_aclcheck(oid, saga->owner) != ACLCHECK_OK)
 		*reason = psprintf("permission denied for function %s", name);
 	else
 	{
 		entry->returns_void = get_func_rettype(oid) == VOIDOID;
+		entry->returns_bool = vote;
 		fmgr_info_cxt(oid, &entry->function, turn->context);
 		entry->ready = true;
 		return entry;
@@ -232,6 +235,11 @@ saga_idempotency_key(char *key, size_t size, const Saga *saga, int ordinal, Phas
 {
 	char		item[16] = "";
 
+	if (saga->def->participant)
+	{
+		saga_participant_key(key, size, saga, ordinal, phase);
+		return;
+	}
 	if (task != NULL && task->item != NO_ITEM)
 		snprintf(item, sizeof(item), ".%d", task->item);
 	snprintf(key, size, INT64_FORMAT "%s/%s%s", saga->id, item,
@@ -255,6 +263,8 @@ saga_document(const Saga *saga, int ordinal, Phase phase, const Task *task)
 	char		idempotency_key[IDEMPOTENCY_KEY_SIZE];
 
 	saga_idempotency_key(idempotency_key, sizeof(idempotency_key), saga, ordinal, phase, task);
+	if (saga->def->participant)
+		return saga_participant_document(saga, idempotency_key);
 
 	/* In jsonb's order: length, then bytes. */
 	json_part_string(&parts[n++], "key", saga->key);
@@ -379,7 +389,12 @@ invoke(Turn *turn, Saga *saga, int ordinal, Phase phase, FunctionEntry *entry,
 		pgstat_init_function_usage(fcinfo, &usage);
 		value = FunctionCallInvoke(fcinfo);
 		pgstat_end_function_usage(&usage, true);
-		if (!fcinfo->isnull && !entry->returns_void)
+		if (entry->returns_bool && (fcinfo->isnull || !DatumGetBool(value)))
+			ereport(ERROR,
+					(errcode(ERRCODE_RAISE_EXCEPTION),
+					 errmsg("participant \"%s\" said no",
+							json_get_text(saga->input, "participant"))));
+		if (!fcinfo->isnull && !entry->returns_void && !entry->returns_bool)
 			*result = DatumGetJsonbP(value);
 		DEBUG_POINT("saga_after_call");
 		check_success(*result);
@@ -397,15 +412,11 @@ invoke(Turn *turn, Saga *saga, int ordinal, Phase phase, FunctionEntry *entry,
  * ends, 0 if there is none.
  */
 static TimestampTz
-arm_timeout(const StepDef *step, bool *armed)
+arm_timeout(TimestampTz ours, bool *armed)
 {
 	TimestampTz theirs = 0;
-	TimestampTz ours;
 
 	*armed = false;
-	if (step->timeout_ms == 0)
-		return 0;
-	ours = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), step->timeout_ms);
 	if (get_timeout_active(STATEMENT_TIMEOUT))
 	{
 		theirs = get_timeout_finish_time(STATEMENT_TIMEOUT);
@@ -425,21 +436,34 @@ disarm_timeout(TimestampTz theirs)
 		enable_timeout_at(STATEMENT_TIMEOUT, theirs);
 }
 
+/*
+ * When a call's time is up: the step's timeout, and in a session that waits for a
+ * vote the end of that; 0: never.
+ */
+static TimestampTz
+call_until(const Turn *turn, const Saga *saga, int ordinal, Phase phase)
+{
+	const StepDef *step = &saga->def->steps[ordinal];
+
+	if (step->timeout_ms > 0)
+		return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), step->timeout_ms);
+	return step->vote && phase == PHASE_ACTION ? turn->vote_until : 0;
+}
+
 /* invoke() with the timeout around it. */
 static CallOutcome
 invoke_timed(Turn *turn, Saga *saga, int ordinal, Phase phase,
 			 FunctionEntry *entry, Jsonb **result)
 {
-	StepDef    *step = &saga->def->steps[ordinal];
+	TimestampTz until = call_until(turn, saga, ordinal, phase);
 	CallOutcome outcome;
-	TimestampTz begin = GetCurrentTimestamp();
 	volatile TimestampTz theirs;
 	bool		armed;
 
-	if (step->timeout_ms == 0)
+	if (until == 0)
 		return invoke(turn, saga, ordinal, phase, entry, result);
 
-	theirs = arm_timeout(step, &armed);
+	theirs = arm_timeout(until, &armed);
 	PG_TRY();
 	{
 		outcome = invoke(turn, saga, ordinal, phase, entry, result);
@@ -452,7 +476,7 @@ invoke_timed(Turn *turn, Saga *saga, int ordinal, Phase phase,
 	PG_END_TRY();
 
 	/* User code can catch the cancel; it is too late all the same. */
-	if (armed && GetCurrentTimestamp() - begin > step->timeout_ms * INT64CONST(1000))
+	if (armed && GetCurrentTimestamp() > until)
 		ereport(ERROR,
 				(errcode(ERRCODE_QUERY_CANCELED),
 				 errmsg("the step ran longer than its timeout")));
@@ -573,8 +597,7 @@ invoke_guarded(Turn *turn, Saga *saga, int ordinal, Phase phase,
 {
 	ResourceOwner owner = CurrentResourceOwner;
 	MemoryContext context = CurrentMemoryContext;
-	TimestampTz begin = GetCurrentTimestamp();
-	int			timeout_ms = saga->def->steps[ordinal].timeout_ms;
+	TimestampTz until = call_until(turn, saga, ordinal, phase);
 	SessionState session;
 
 	if (!watch_session(turn, saga, &session))
@@ -609,8 +632,7 @@ invoke_guarded(Turn *turn, Saga *saga, int ordinal, Phase phase,
 			call->outcome = CALL_ELSEWHERE;
 			call->reason = call->error->message;
 		}
-		if (must_propagate(turn, call->error, timeout_ms > 0 &&
-						   GetCurrentTimestamp() - begin >= timeout_ms * INT64CONST(1000)))
+		if (must_propagate(turn, call->error, until != 0 && GetCurrentTimestamp() >= until))
 			ReThrowError(call->error);
 	}
 	PG_END_TRY();
@@ -696,7 +718,8 @@ saga_call(Turn *turn, Saga *saga, int ordinal, Phase phase, CallResult *call)
 		return;
 	}
 	enter_user(turn, saga);
-	entry = step->server == NULL ? find_function(turn, saga, name, &call->reason) : NULL;
+	entry = step->server != NULL ? NULL :
+		find_function(turn, saga, name, step->vote && phase == PHASE_ACTION, &call->reason);
 	if (entry == NULL && step->server == NULL)
 		return;
 

@@ -418,9 +418,18 @@ put_claimed(ReturnSetInfo *rsinfo, const Claimed *claimed, Saga **sagas, int nsa
 	values[0] = Int64GetDatum(task->id);
 	values[1] = Int64GetDatum(claimed->token);
 	values[2] = Int64GetDatum(task->saga_id);
-	values[3] = CStringGetTextDatum(saga->def->name);
-	values[4] = CStringGetTextDatum(step->name);
-	values[5] = CStringGetTextDatum(saga_phase_name(task->phase));
+	if (saga->def->participant)
+	{
+		values[3] = CStringGetTextDatum("twophase");
+		values[4] = CStringGetTextDatum(json_get_text(saga->input, "participant"));
+		values[5] = CStringGetTextDatum(saga_participant_phase(saga, task->ordinal, task->phase));
+	}
+	else
+	{
+		values[3] = CStringGetTextDatum(saga->def->name);
+		values[4] = CStringGetTextDatum(step->name);
+		values[5] = CStringGetTextDatum(saga_phase_name(task->phase));
+	}
 	values[6] = CStringGetTextDatum(task->phase == PHASE_ACTION ? step->action :
 									step->compensation);
 	values[7] = Int32GetDatum(task->item);

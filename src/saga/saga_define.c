@@ -518,6 +518,13 @@ canonical_document(const SagaDef *def, Jsonb *document)
 		json_end_object(&writer);
 	}
 	json_end_array(&writer);
+	if (def->participant)
+	{
+		json_key(&writer, "participant");
+		json_bool(&writer, true);
+		json_end_object(&writer);
+		return json_finish(&writer);
+	}
 	if (def->deadline)
 	{
 		json_key(&writer, "deadline");
@@ -555,11 +562,34 @@ stored_search_path(void)
 }
 
 /*
+ * Names of what coord makes for participants of applications' two-phase commits, for
+ * nobody else to define, start or drop.
+ */
+#define RESERVED "twophase/"
+
+bool
+saga_name_is_reserved(const char *name)
+{
+	return strncmp(name, RESERVED, strlen(RESERVED)) == 0;
+}
+
+static void
+check_not_reserved(const char *name)
+{
+	if (saga_name_is_reserved(name))
+		ereport(ERROR,
+				(errcode(ERRCODE_RESERVED_NAME),
+				 errmsg("saga name \"%s\" is reserved", name),
+				 errdetail("Names that begin with \"%s\" are those of participants of two-phase commits.",
+						   RESERVED)));
+}
+
+/*
  * Define "name" as "document"; returns the version.  The same content again
  * returns the version that has it and changes nothing.
  */
 static int
-define(const char *name, Jsonb *document)
+define(const char *name, Jsonb *document, int64 *definition)
 {
 	static Statement claim = {
 		"INSERT INTO coord_internal.saga_name (name, owner, active_version, created_at)"
@@ -572,7 +602,7 @@ define(const char *name, Jsonb *document)
 		1, {TEXTOID}
 	};
 	static Statement same = {
-		"SELECT version FROM coord_internal.saga_version"
+		"SELECT version, id FROM coord_internal.saga_version"
 		" WHERE name = $1 AND definition = $2 AND search_path = $3"
 		" ORDER BY version DESC LIMIT 1",
 		3, {TEXTOID, JSONBOID, TEXTOID}
@@ -582,7 +612,7 @@ define(const char *name, Jsonb *document)
 		" (name, version, definition, search_path, definer, created_at)"
 		" SELECT $1, coalesce(max(version), 0) + 1, $2, $3, $4, $5"
 		" FROM coord_internal.saga_version WHERE name = $1"
-		" RETURNING version",
+		" RETURNING version, id",
 		5, {TEXTOID, JSONBOID, TEXTOID, OIDOID, TIMESTAMPTZOID}
 	};
 	static Statement activate = {
@@ -634,8 +664,9 @@ define(const char *name, Jsonb *document)
 	if (query_run(&same, values, NULL, 1) > 0)
 	{
 		version = DatumGetInt32(query_value(0, 1, &isnull));
+		*definition = query_int8(0, 2);
 		query_end(&scope);
-		if (version != active_version)
+		if (version != active_version && !def->participant)
 			ereport(NOTICE,
 					(errmsg("this is version %d of saga \"%s\", and version %d is active",
 							version, name, active_version),
@@ -647,6 +678,7 @@ define(const char *name, Jsonb *document)
 	values[4] = TimestampTzGetDatum(clock_now());
 	query_run(&insert, values, NULL, 0);
 	version = DatumGetInt32(query_value(0, 1, &isnull));
+	*definition = query_int8(0, 2);
 	values[1] = Int32GetDatum(version);
 	query_run(&activate, values, NULL, 0);
 	query_end(&scope);
@@ -658,6 +690,50 @@ define(const char *name, Jsonb *document)
 	access_note_role(user);
 	names_changed();
 	return version;
+}
+
+/* The same for users. */
+static int
+define_for_user(const char *name, Jsonb *document)
+{
+	JsonbValue	value;
+	int64		definition;
+
+	check_not_reserved(name);
+	if (json_is_object(document) && json_get(document, "participant", &value) != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("unknown option \"%s\" of %s", "participant", "a saga")));
+	return define(name, document, &definition);
+}
+
+/*
+ * The definition of a participant; its id.  Looked for without a lock first, or those
+ * who enlist the same would wait for each other.
+ */
+int64
+saga_define_participant(const char *name, Jsonb *document)
+{
+	static Statement same = {
+		"SELECT id FROM coord_internal.saga_version"
+		" WHERE name = $1 AND definition = $2 AND search_path = $3",
+		3, {TEXTOID, JSONBOID, TEXTOID}
+	};
+	SagaDef    *def = saga_definition_parse(document, true);
+	QueryScope	scope;
+	Datum		values[3];
+	int64		definition = 0;
+
+	values[0] = CStringGetTextDatum(name);
+	values[1] = JsonbPGetDatum(canonical_document(def, document));
+	values[2] = CStringGetTextDatum(stored_search_path());
+	query_begin(&scope);
+	if (query_run_latest(&same, values, NULL, 1) > 0)
+		definition = query_int8(0, 1);
+	query_end(&scope);
+	if (definition == 0)
+		(void) define(name, document, &definition);
+	return definition;
 }
 
 /* coord.saga_define(name, steps, deadline, on_exhausted, record_events) */
@@ -701,7 +777,7 @@ coord_saga_define(PG_FUNCTION_ARGS)
 		json_bool(&writer, PG_GETARG_BOOL(4));
 	}
 	json_end_object(&writer);
-	PG_RETURN_INT32(define(name, json_finish(&writer)));
+	PG_RETURN_INT32(define_for_user(name, json_finish(&writer)));
 }
 
 /* coord.saga_define_json(name, definition) */
@@ -711,7 +787,7 @@ coord_saga_define_json(PG_FUNCTION_ARGS)
 	char	   *name = check_text(fcinfo, 0, "name");
 
 	check_required(fcinfo, 1, "definition");
-	PG_RETURN_INT32(define(name, PG_GETARG_JSONB_P(1)));
+	PG_RETURN_INT32(define_for_user(name, PG_GETARG_JSONB_P(1)));
 }
 
 /*
@@ -776,6 +852,7 @@ coord_saga_activate(PG_FUNCTION_ARGS)
 	int			version;
 
 	installation_check();
+	check_not_reserved(name);
 	check_required(fcinfo, 1, "version");
 	version = PG_GETARG_INT32(1);
 	if (lock_own_name(name) == version)
@@ -830,6 +907,7 @@ coord_saga_drop(PG_FUNCTION_ARGS)
 	int64		instances;
 
 	installation_check();
+	check_not_reserved(name);
 	owner = saga_name_owner(name);
 	if (!OidIsValid(owner) ||
 		(!is_member_of_role(user, owner) && !access_sees_all(user)))

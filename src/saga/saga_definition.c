@@ -70,6 +70,11 @@ static const char *const saga_members[] = {
 	"steps", "deadline", "on_exhausted", "record_events", NULL
 };
 
+/* The same of what saga_participant.c makes. */
+static const char *const participant_members[] = {
+	"steps", "participant", NULL
+};
+
 /*
  * Parsed definitions by id, of the extension whose schema has this oid: after
  * DROP and CREATE EXTENSION ids begin again.  TopMemoryContext.
@@ -252,10 +257,11 @@ saga_function_usable(const char *qualified, Oid role)
 }
 
 /*
- * Why a function cannot be an action or a compensation; NULL: it can.
+ * Why a function cannot be an action or a compensation, or with "vote" that of a
+ * participant's vote; NULL: it can.
  */
 const char *
-saga_function_problem(Oid function)
+saga_function_problem(Oid function, bool vote)
 {
 	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
 	Form_pg_proc proc;
@@ -270,22 +276,25 @@ saga_function_problem(Oid function)
 		problem = "It is in a temporary schema.";
 	else if (proc->proretset)
 		problem = "It returns a set.";
-	else if (proc->prorettype != JSONBOID && proc->prorettype != VOIDOID)
+	else if (vote ? proc->prorettype != BOOLOID :
+			 proc->prorettype != JSONBOID && proc->prorettype != VOIDOID)
 		problem = psprintf("It returns %s.", format_type_be(proc->prorettype));
 	ReleaseSysCache(tuple);
 	return problem;
 }
 
 static void
-check_function(Oid function, const char *name, const char *member, const char *step)
+check_function(Oid function, const char *name, const char *member, const StepDef *step)
 {
-	const char *problem = saga_function_problem(function);
+	bool		vote = step->vote && strcmp(member, "action") == 0;
+	const char *problem = saga_function_problem(function, vote);
 
 	if (problem != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
-				 errmsg("%s cannot be the %s of step \"%s\"", name, member, step),
+				 errmsg("%s cannot be the %s of step \"%s\"", name, member, step->name),
 				 errdetail("%s", problem),
+				 vote ? errhint("It must be a function f(jsonb) that returns boolean.") :
 				 errhint("It must be a function f(jsonb) that returns jsonb or void.")));
 }
 
@@ -308,7 +317,7 @@ resolve_function(StepDef *step, const char *member, const char *name)
 				 errdetail("It is the %s of step \"%s\".", member, step->name),
 				 errhint("An action or compensation is a function with one argument of type jsonb, looked up in the current search_path and stored with its schema.")));
 
-	check_function(oid, name, member, step->name);
+	check_function(oid, name, member, step);
 	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(oid));
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for function %u", oid);
@@ -357,7 +366,7 @@ check_members(Jsonb *object, const char *const *known, const char *what)
 		(void) json_get(object, key, &member);
 		if (in_list(known, key, strlen(key)))
 			continue;
-		if (known != saga_members && member.type == jbvNull)
+		if (known != saga_members && known != participant_members && member.type == jbvNull)
 			continue;
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -564,7 +573,7 @@ parse_call(StepDef *step, Jsonb *object, bool resolve)
 
 /* One element of "steps", all but its place in the graph. */
 static void
-parse_step(StepDef *step, Jsonb *object, bool resolve)
+parse_step(StepDef *step, Jsonb *object, bool resolve, bool participant)
 {
 	ErrorContextCallback callback;
 
@@ -574,6 +583,8 @@ parse_step(StepDef *step, Jsonb *object, bool resolve)
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("a step must have a name")));
 	check_name("step name", step->name);
+	step->vote = participant && strcmp(step->name, "prepare") == 0;
+	step->must = participant && strcmp(step->name, "commit") == 0;
 	callback.callback = step_context;
 	callback.arg = step;
 	callback.previous = error_context_stack;
@@ -842,7 +853,8 @@ saga_definition_parse(Jsonb *document, bool resolve)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("a saga definition must be a JSON object")));
-	check_members(document, saga_members, "a saga");
+	def->participant = json_get(document, "participant", &value) != NULL;
+	check_members(document, def->participant ? participant_members : saga_members, "a saga");
 	if (json_get(document, "steps", &steps) == NULL || steps.type != jbvBinary ||
 		!JsonContainerIsArray(steps.val.binary.data))
 		ereport(ERROR,
@@ -869,7 +881,10 @@ saga_definition_parse(Jsonb *document, bool resolve)
 					 errmsg("a step must be a JSON object"),
 					 errhint("coord.step() makes one.")));
 		objects[def->nsteps] = object;
-		parse_step(&def->steps[def->nsteps++], object, resolve);
+		parse_step(&def->steps[def->nsteps], object, resolve, def->participant);
+		if (def->participant && def->steps[def->nsteps].kind == STEP_SIGNAL)
+			def->steps[def->nsteps].pivot = true;	/* the decision */
+		def->nsteps++;
 	}
 	link_steps(def, objects);
 	check_graph(def);
@@ -997,7 +1012,7 @@ saga_definition_check_execute(const SagaDef *def, Oid role)
 						 errdetail("Step \"%s\" of saga \"%s\" version %d uses it.",
 								   def->steps[i].name, def->name, def->version)));
 			check_function(oid, functions[j], j == 0 ? "action" : "compensation",
-						   def->steps[i].name);
+						   &def->steps[i]);
 			if (coord_function_aclcheck(oid, role) != ACLCHECK_OK)
 				ereport(ERROR,
 						(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),

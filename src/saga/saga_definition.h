@@ -61,6 +61,8 @@ typedef struct StepDef
 	bool		pivot;
 	bool		optional;
 	bool		past_pivot;		/* comes after the pivot in the graph */
+	bool		vote;			/* it is a participant's vote: see saga_participant.c */
+	bool		must;			/* it is what a participant has to do once it is decided */
 	TriggerRule rule;
 	JsonPath   *condition;		/* or NULL */
 	int			timeout_ms;		/* 0: none */
@@ -82,6 +84,7 @@ typedef struct SagaDef
 	bool		suspend_on_exhausted;
 	bool		waits;			/* may have tasks, signals, or sagas as steps */
 	bool		signals;		/* has a step that waits for one */
+	bool		participant;	/* of a two-phase commit: see saga_participant.c */
 	int			nsteps;
 	StepDef    *steps;
 	int			pivot;			/* ordinal, -1: none */
@@ -90,11 +93,13 @@ typedef struct SagaDef
 
 extern SagaDef *saga_definition_parse(Jsonb *document, bool resolve);
 extern SagaDef *saga_definition_by_id(int64 id);
+extern int64 saga_define_participant(const char *name, Jsonb *document);
+extern bool saga_name_is_reserved(const char *name);
 extern int64 saga_definition_lookup(const char *name, int version);
 extern void saga_definition_check_execute(const SagaDef *def, Oid role);
 extern Oid	saga_function_usable(const char *qualified, Oid role);
 extern void saga_lock_name(const char *name, LOCKMODE mode);
-extern const char *saga_function_problem(Oid function);
+extern const char *saga_function_problem(Oid function, bool vote);
 extern bool saga_step_can_be_undone(const StepDef *step);
 extern int	saga_step_ordinal(const SagaDef *def, const char *name);
 

@@ -154,6 +154,7 @@ typedef struct Turn
 	int			subtransactions;
 	bool		end;			/* commit before another call */
 	bool		alone;			/* the last call wanted a transaction of its own */
+	TimestampTz vote_until;		/* end of a vote that is called here; 0: none */
 
 	/* The call in progress, for whoever catches its error. */
 	Saga	   *calling;
@@ -203,6 +204,7 @@ extern void saga_suspend(Saga *saga, const char *error);
 extern void saga_undo(Saga *saga, const char *error);
 extern void saga_abandon(Saga *saga, const char *error);
 extern int	saga_attempt_limit(const StepDef *step, Phase phase);
+extern bool saga_is_worth_retrying(const StepDef *step, Phase phase, const char *sqlstate);
 extern void saga_attempt_failed(Turn *turn, Saga *saga, int ordinal, ErrorData *error);
 extern void saga_step_failed(Turn *turn, Saga *saga, int ordinal, char *error, char *sqlstate,
 							 char *detail, char *context);
@@ -269,6 +271,18 @@ extern void saga_suspect_clear(int64 saga);
 extern void saga_apply_requests_here(void);
 extern void saga_apply_requests_to(Turn *turn, Saga **sagas, int count);
 
+extern bool saga_cancel_participant(int64 id, Oid role, const char *reason);
+
+/* saga_signal.c */
+extern void saga_send_signal(int64 id, const char *signal, Oid role);
+
+/* saga_participant.c */
+extern void saga_participant_key(char *key, size_t size, const Saga *saga, int ordinal,
+								 Phase phase);
+extern Jsonb *saga_participant_document(const Saga *saga, const char *idempotency_key);
+extern const char *saga_participant_phase(const Saga *saga, int ordinal, Phase phase);
+extern int64 saga_participant_gtid(const Saga *saga);
+
 /* saga_archive.c */
 extern void saga_ensure_partitions(bool ahead_too);
 
@@ -287,6 +301,8 @@ typedef struct StartOptions
 	char	   *on_existing;
 	int64		hold_us;		/* first wake this much later: the caller runs it */
 	int64		parent;			/* the saga that it is a step of; 0: none */
+	int64		definition;		/* instead of name and version; 0: by those */
+	Oid			owner;			/* InvalidOid: the current user */
 } StartOptions;
 
 extern int64 saga_start(const StartOptions *options, bool *existing);

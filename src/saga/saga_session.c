@@ -37,6 +37,7 @@
 #include "base/query.h"
 #include "saga/saga_queue.h"
 #include "saga/saga_task.h"
+#include "twophase/twophase.h"
 
 /* What is due, looked up at a time; the same for saga_run(). */
 #define FETCH 1000
@@ -216,7 +217,7 @@ fetch_tasks(int64 saga, int64 *ids, int max)
  * most "max".  Returns how many.
  */
 static int
-advance_due(const int64 *ids, int count, int max)
+advance_due(const int64 *ids, int count, int max, TimestampTz vote_until)
 {
 	int			turns = 0;
 
@@ -228,6 +229,7 @@ advance_due(const int64 *ids, int count, int max)
 
 		if (!begin_turn(&turn))
 			break;
+		turn.vote_until = vote_until;
 		sagas = saga_load(&turn, &ids[i], 1, clock_now(), &loaded);
 		if (loaded == 1)
 		{
@@ -281,6 +283,50 @@ procedure_result(FunctionCallInfo fcinfo, Datum *values, bool *nulls)
 	return HeapTupleGetDatum(heap_form_tuple(tupdesc, values, nulls));
 }
 
+/*
+ * Is the caller a member of the saga's owner?  A key may lead to a saga of a
+ * role that has only granted its use, whose code must not run in his session.
+ */
+static bool
+is_mine(int64 id)
+{
+	static Statement read = {
+		"SELECT owner FROM coord_internal.saga WHERE id = $1", 1, {INT8OID}
+	};
+	Oid			user = GetUserId();
+	QueryScope	scope;
+	Datum		value = Int64GetDatum(id);
+	Oid			owner = InvalidOid;
+	bool		isnull;
+
+	query_begin(&scope);
+	if (query_run_latest(&read, &value, NULL, 1) > 0)
+		owner = DatumGetObjectId(query_value(0, 1, &isnull));
+	query_end(&scope);
+	return OidIsValid(owner) && is_member_of_role(user, owner);
+}
+
+/*
+ * Do what is due of these sagas that the caller's roles own, each in a transaction of
+ * its own; for who is in a nonatomic CALL.  False when nothing was.  "vote_until" as in
+ * Turn.
+ */
+bool
+saga_drive(const int64 *ids, int count, TimestampTz vote_until)
+{
+	bool		any = false;
+
+	for (int i = 0; i < count; i++)
+	{
+		bool		mine = is_mine(ids[i]);
+
+		commit();
+		if (mine && advance_due(&ids[i], 1, 1, vote_until) > 0)
+			any = true;
+	}
+	return any;
+}
+
 /* CALL coord.run_pending(max_turns, turns) */
 Datum
 coord_run_pending(PG_FUNCTION_ARGS)
@@ -312,9 +358,10 @@ coord_run_pending(PG_FUNCTION_ARGS)
 		if (!begin_turn(&turn))
 			break;
 		(void) task_sweep();
+		(void) twophase_app_sweep();
 		count = fetch_due(ids);
 		commit();
-		done = advance_due(ids, count, max_turns - turns);
+		done = advance_due(ids, count, max_turns - turns, 0);
 		if (done > 0)
 		{
 			turns += done;
@@ -352,29 +399,6 @@ read_result(int64 id, Datum *values, bool *nulls)
 	if (query_run_latest(&read, &value, NULL, 1) > 0)
 		values[2] = query_copy(context, 0, 1, &nulls[2]);
 	query_end(&scope);
-}
-
-/*
- * Is the caller a member of the saga's owner?  A key may lead to a saga of a
- * role that has only granted its use, whose code must not run in his session.
- */
-static bool
-is_mine(int64 id)
-{
-	static Statement read = {
-		"SELECT owner FROM coord_internal.saga WHERE id = $1", 1, {INT8OID}
-	};
-	Oid			user = GetUserId();
-	QueryScope	scope;
-	Datum		value = Int64GetDatum(id);
-	Oid			owner = InvalidOid;
-	bool		isnull;
-
-	query_begin(&scope);
-	if (query_run_latest(&read, &value, NULL, 1) > 0)
-		owner = DatumGetObjectId(query_value(0, 1, &isnull));
-	query_end(&scope);
-	return OidIsValid(owner) && is_member_of_role(user, owner);
 }
 
 /*
@@ -485,7 +509,7 @@ coord_saga_run(PG_FUNCTION_ARGS)
 			continue;
 		count = fetch_family(id, ids, RUN_AT_A_TIME);
 		commit();
-		if (advance_due(ids, count, count) > 0)
+		if (advance_due(ids, count, count, 0) > 0)
 			continue;
 		if (clock_is_set() && wake_at > clock_now())
 			break;				/* a pinned clock never gets there */

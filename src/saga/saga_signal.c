@@ -47,6 +47,50 @@ check_signal(int64 id, const SagaDef *def, const char *name)
 			 names == NIL ? errdetail("No step of saga \"%s\" waits for a signal.", def->name) : 0));
 }
 
+/* 42501 for what only the coordinator says, to participants of two-phase commits. */
+static void
+check_not_participant(int64 id, const SagaDef *def)
+{
+	if (def->participant)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("saga " INT64_FORMAT " is a participant of a two-phase commit", id),
+				 errdetail("It may not decide alone."),
+				 errhint("See coord.twophase_participants, coord.twophase_commit() and coord.twophase_abort().")));
+}
+
+/* The coordinator's word to a participant, in the transaction that decides. */
+void
+saga_send_signal(int64 id, const char *signal, Oid role)
+{
+	static Statement insert = {
+		"WITH s AS (INSERT INTO coord_internal.saga_signal (saga_id, signal, signal_id, role, at)"
+		" VALUES ($1, $2, $2, $3, $4) ON CONFLICT (saga_id, signal, signal_id) DO NOTHING)"
+		" SELECT priority, owner FROM coord_internal.saga WHERE id = $1",
+		4, {INT8OID, TEXTOID, OIDOID, TIMESTAMPTZOID}
+	};
+	QueryScope	scope;
+	Datum		values[4];
+	int			priority = 0;
+	Oid			owner = InvalidOid;
+
+	query_begin(&scope);
+	values[0] = Int64GetDatum(id);
+	values[1] = CStringGetTextDatum(signal);
+	values[2] = ObjectIdGetDatum(role);
+	values[3] = TimestampTzGetDatum(clock_now());
+	if (query_write_latest(&insert, values, NULL) > 0)
+	{
+		bool		isnull;
+
+		priority = query_int4(0, 1);
+		owner = DatumGetObjectId(query_value(0, 2, &isnull));
+	}
+	query_end(&scope);
+	if (OidIsValid(owner))
+		saga_tell(&id, &priority, &owner, 1);
+}
+
 /* coord.saga_signal(id, signal, payload, signal_id): the saga's status. */
 Datum
 coord_saga_signal(PG_FUNCTION_ARGS)
@@ -98,6 +142,7 @@ coord_saga_signal(PG_FUNCTION_ARGS)
 	query_end(&scope);
 	if (definition == 0)		/* finished meanwhile */
 		PG_RETURN_TEXT_P(cstring_to_text(saga_status_or_error(id)));
+	check_not_participant(id, saga_definition_by_id(definition));
 	check_signal(id, saga_definition_by_id(definition), signal);
 
 	query_begin(&scope);

@@ -194,7 +194,7 @@ saga_start(const StartOptions *options, bool *existing)
 		UUIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID,
 		INT8OID, INT8OID}
 	};
-	Oid			user = GetUserId();
+	Oid			user = OidIsValid(options->owner) ? options->owner : GetUserId();
 	TimestampTz now = clock_now();
 	TimestampTz begin = options->start_at ? options->start_at : now;
 	TimestampTz wake_at = Max(begin, now) + options->hold_us;
@@ -224,8 +224,15 @@ saga_start(const StartOptions *options, bool *existing)
 				 errhint("It is return, error or restart_failed.")));
 
 	/* See coord_saga_drop(): this lock comes before the look-up. */
-	saga_lock_name(options->name, AccessShareLock);
-	def = saga_definition_by_id(saga_definition_lookup(options->name, options->version));
+	if (options->definition != 0)
+		def = saga_definition_by_id(options->definition);
+	else
+	{
+		if (saga_name_is_reserved(options->name))
+			saga_name_unknown(options->name);
+		saga_lock_name(options->name, AccessShareLock);
+		def = saga_definition_by_id(saga_definition_lookup(options->name, options->version));
+	}
 	saga_definition_check_execute(def, user);
 	for (int i = 0; i < def->nsteps && def->waits; i++)
 	{

@@ -639,6 +639,8 @@ write_finished(Saga **sagas, int count)
 	for (int i = 0; i < count; i++)
 	{
 		doorbell_finished_at_commit(sagas[i]->id);
+		if (sagas[i]->def->participant)
+			doorbell_finished_at_commit(saga_participant_gtid(sagas[i]));
 		saga_suspect_clear(sagas[i]->id);
 	}
 }
@@ -782,6 +784,8 @@ write_waiting(Turn *turn, Saga **sagas, int count)
 					(errmsg("saga " INT64_FORMAT " (\"%s\") is suspended",
 							sagas[i]->id, sagas[i]->def->name),
 					 errhint("SELECT * FROM coord.stuck;")));
+		if (sagas[i]->def->participant)
+			doorbell_finished_at_commit(saga_participant_gtid(sagas[i]));
 		if (sagas[i]->not_now && turn->worker)
 			continue;			/* the worker goes on with it at once */
 		if (sagas[i]->wake_at != 0)

@@ -80,7 +80,7 @@ take_in_task(Turn *turn, Saga *saga, const TaskEvent *event)
 	else if (strcmp(event->status, "stopped") == 0)
 		take_in_stopped(saga, event->ordinal, event->phase, event->error);
 	else if (event->phase == PHASE_ACTION && saga_pivot_done(saga) && event->sqlstate != NULL &&
-			 retry_is_worth(&step->retry, event->sqlstate))
+			 saga_is_worth_retrying(step, event->phase, event->sqlstate))
 	{
 		/* It was not when the task gave up; from the pivot on there is no limit. */
 		saga_hand_out_later(turn, saga, event->ordinal, PHASE_ACTION, false,

@@ -188,6 +188,10 @@ fail(int64 id, int64 token, const char *error, bool retryable, int64 retry_us, b
 	step = lease_step(lease);
 	if (by_result)
 		retryable = retry_is_worth(&step->retry, FAILED_SQLSTATE);
+	if (step->vote && lease->phase == PHASE_ACTION)
+		retryable = false;		/* it is a no */
+	else if (step->vote || step->must)
+		retryable = true;
 	if (retry_us < 0)
 		retry_us = retry_delay(&step->retry, lease->attempt);
 	failure.lease = lease;

@@ -236,7 +236,7 @@ attempt_failed(Turn *turn, Work *work, ErrorData *error)
 	work->detail = error->detail;
 	work->context = error->context;
 	log_failure(turn, work);
-	if (retry_is_worth(&step->retry, work->sqlstate) &&
+	if (saga_is_worth_retrying(step, phase, work->sqlstate) &&
 		(work->task.attempt < saga_attempt_limit(step, phase) ||
 		 (phase == PHASE_ACTION && saga_pivot_done(saga))))
 	{

@@ -90,6 +90,23 @@ refuse(Refusal *refusal, char *message, char *hint)
 	refusal->hint = hint;
 }
 
+/*
+ * Is it a participant of a two-phase commit, which may not decide alone?  Then what
+ * an operator asks for is refused, as long as it would be that.
+ */
+static bool
+would_decide_alone(const Saga *saga, const Request *request, Refusal *refusal)
+{
+	if (!saga->def->participant || saga->backward || saga_pivot_done(saga))
+		return false;
+	refuse(refusal,
+		   psprintf("saga " INT64_FORMAT " is a participant of transaction " INT64_FORMAT " and may not decide alone",
+					saga->id, saga_participant_gtid(saga)),
+		   psprintf("SELECT coord.twophase_abort(" INT64_FORMAT "); if that is what you want.",
+					saga_participant_gtid(saga)));
+	return true;
+}
+
 /* The engine should look at it as soon as it may. */
 static void
 wake(Saga *saga)
@@ -119,6 +136,8 @@ find_tasks_again(const Saga *saga)
 static bool
 do_cancel(Saga *saga, const Request *request, Refusal *refusal)
 {
+	if (strcmp(request->verb, "abort") != 0 && would_decide_alone(saga, request, refusal))
+		return false;
 	if (saga->backward)
 		return false;
 	if (saga_pivot_done(saga))
@@ -259,7 +278,7 @@ do_skip(Saga *saga, const Request *request, Refusal *refusal)
 	int			ordinal = saga_step_ordinal(saga->def, request->step);
 	StepState  *state = &saga->steps[ordinal];
 
-	if (state->status == STEP_SKIPPED)
+	if (would_decide_alone(saga, request, refusal) || state->status == STEP_SKIPPED)
 		return false;
 	if (saga->backward)
 	{
@@ -304,6 +323,13 @@ do_skip(Saga *saga, const Request *request, Refusal *refusal)
 static bool
 do_patch(Saga *saga, const Request *request, Refusal *refusal)
 {
+	if (saga->def->participant)
+	{
+		refuse(refusal,
+			   psprintf("saga " INT64_FORMAT " is a participant of a two-phase commit: what it was given cannot be changed",
+						saga->id), NULL);
+		return false;
+	}
 	saga->input = request->argument;
 	saga->input_dirty = true;
 	saga->dirty = true;
@@ -313,6 +339,8 @@ do_patch(Saga *saga, const Request *request, Refusal *refusal)
 static bool
 do_abandon(Saga *saga, const Request *request, Refusal *refusal)
 {
+	if (would_decide_alone(saga, request, refusal))
+		return false;
 	saga_abandon(saga, request->reason);
 	return true;
 }
@@ -330,6 +358,7 @@ static const struct
 	{"skip", do_skip},
 	{"patch", do_patch},
 	{"abandon", do_abandon},
+	{"abort", do_cancel},		/* a participant, by its coordinator */
 };
 
 /* The audit row of a verb that was done or refused. */
@@ -447,15 +476,81 @@ check_step(int64 id, const char *step)
 			 hint ? errhint("%s", hint) : 0));
 }
 
+/*
+ * Do what is asked for, or leave it to who has the saga in hand.  Returns the status
+ * after it; NULL: it was left.
+ */
+static const char *
+do_or_leave(Request *request)
+{
+	Turn		turn;
+	Saga	  **sagas = NULL;
+	Refusal		refusal;
+	int			loaded = 0;
+
+	saga_turn_begin(&turn, identity_is_worker());
+	if (!saga_is_in_hand(request->saga))
+		sagas = saga_load(&turn, &request->saga, 1, 0, &loaded);
+	if (loaded == 0)
+	{
+		leave_request(request);
+		return NULL;
+	}
+	saga_ensure_partitions(identity_is_worker());
+
+	/* What was asked for before comes first. */
+	saga_apply_requests_to(&turn, sagas, 1);
+	refusal.code = 0;
+	if (!saga_status_is_final(sagas[0]->status))
+		apply(&turn, sagas[0], request, &refusal);
+	if (refusal.code != 0)
+		ereport(ERROR,
+				(errcode(refusal.code),
+				 errmsg("%s", refusal.message),
+				 refusal.hint ? errhint("%s", refusal.hint) : 0));
+	saga_flush(&turn, sagas, 1);
+	if (request->interrupt)
+		doorbell_interrupt_at_commit(request->saga);	/* what was handed out */
+	else
+		doorbell_request_at_commit();
+	return saga_machine.states[sagas[0]->status];
+}
+
+/*
+ * A participant's coordinator has decided to abort: it turns back.  False when it is
+ * finished.
+ */
+bool
+saga_cancel_participant(int64 id, Oid role, const char *reason)
+{
+	static Statement exists = {
+		"SELECT FROM coord_internal.saga WHERE id = $1", 1, {INT8OID}
+	};
+	QueryScope	scope;
+	Datum		value = Int64GetDatum(id);
+	Request		request = {0};
+	bool		found;
+
+	query_begin(&scope);
+	found = query_run_latest(&exists, &value, NULL, 1) > 0;
+	query_end(&scope);
+	if (!found)
+		return false;
+	request.saga = id;
+	request.verb = "abort";
+	request.role = role;
+	request.reason = pstrdup(reason);
+	request.interrupt = true;
+	(void) do_or_leave(&request);
+	return true;
+}
+
 /* Every verb: check, then do it or leave it; the status after. */
 static Datum
 verb(Request *request)
 {
 	char	   *status;
-	Turn		turn;
-	Saga	  **sagas = NULL;
-	Refusal		refusal;
-	int			loaded;
+	const char *after;
 
 	installation_check();
 	if (strcmp(request->verb, "cancel") == 0)
@@ -474,33 +569,8 @@ verb(Request *request)
 		return CStringGetTextDatum(status);
 	}
 
-	saga_turn_begin(&turn, false);
-	loaded = 0;
-	if (!saga_is_in_hand(request->saga))
-		sagas = saga_load(&turn, &request->saga, 1, 0, &loaded);
-	if (loaded == 0)
-	{
-		leave_request(request);
-		return CStringGetTextDatum(saga_status_or_error(request->saga));
-	}
-	saga_ensure_partitions(false);
-
-	/* What was asked for before comes first. */
-	saga_apply_requests_to(&turn, sagas, 1);
-	refusal.code = 0;
-	if (!saga_status_is_final(sagas[0]->status))
-		apply(&turn, sagas[0], request, &refusal);
-	if (refusal.code != 0)
-		ereport(ERROR,
-				(errcode(refusal.code),
-				 errmsg("%s", refusal.message),
-				 refusal.hint ? errhint("%s", refusal.hint) : 0));
-	saga_flush(&turn, sagas, 1);
-	if (request->interrupt)
-		doorbell_interrupt_at_commit(request->saga);	/* what was handed out */
-	else
-		doorbell_request_at_commit();
-	return CStringGetTextDatum(saga_machine.states[sagas[0]->status]);
+	after = do_or_leave(request);
+	return CStringGetTextDatum(after ? after : saga_status_or_error(request->saga));
 }
 
 /* ----------------------------------------------------------------

@@ -431,6 +431,11 @@ branch_roll_back_to(Branch *branch, int level)
 	int64		until = remote_now() + ROLL_BACK_US;
 	char		sql[64];
 
+	if (branch->state != BRANCH_OPEN)
+	{
+		branch->poisoned = true;	/* what it voted is undone with the transaction */
+		return;
+	}
 	if (branch->level < level)
 		return;
 	branch->level = level - 1;

@@ -304,6 +304,30 @@ look(MemoryContext context)
 	return all;
 }
 
+/*
+ * Applications' transactions whose time is up; see twophase_app.c.  Comes again when
+ * the next one's is.
+ */
+static void
+look_at_applications(MemoryContext context)
+{
+	TimestampTz next = 0;
+
+	StartTransactionCommand();
+	if (installation_exists() && installation_lock(AccessShareLock))
+	{
+		installation_check();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		if (installation_state() == ENGINE_RUNNING)
+			next = twophase_app_sweep();
+		PopActiveSnapshot();
+	}
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+	if (next != 0)
+		twophase_want_resolver(mine, Max(next, GetCurrentTimestamp()));
+}
+
 /* Is a decision kept, so that something prepared might come back? */
 static bool
 any_decision(void)
@@ -340,6 +364,7 @@ run(void)
 	for (;;)
 	{
 		TimestampTz now = GetCurrentTimestamp();
+		TimestampTz next;
 		bool		wanted;
 
 		MemoryContextSwitchTo(context);
@@ -357,6 +382,7 @@ run(void)
 		mine->wanted = false;
 		if (wanted)
 			mine->next_at = 0;
+		next = mine->next_at;
 		LWLockRelease(&twophase_shared->lock);
 		if (look_at != 0 && look_at > now + LOOK_LATER_US)
 			look_at = now;		/* the clock was set back */
@@ -367,9 +393,12 @@ run(void)
 		if (wanted || (look_at != 0 && look_at <= now))
 		{
 			bool		any = any_decision();
+			bool		all;
 
 			pgstat_report_activity(STATE_RUNNING, "coord: resolving prepared transactions");
-			if (look(context) && GetCurrentTimestamp() >= mine->late_until)
+			all = look(context);
+			look_at_applications(context);
+			if (all && GetCurrentTimestamp() >= mine->late_until)
 			{
 				retry_us = RETRY_MIN_US;
 				partition_drop_expired(&decisions);
@@ -387,13 +416,15 @@ run(void)
 		}
 		if (now - idle_since > STAY_US || now < idle_since)
 		{
-			if (look_at == 0 || look_at > now + STAY_US)
-				finish(look_at);
+			TimestampTz at = look_at == 0 || (next != 0 && next < look_at) ? next : look_at;
+
+			if (at == 0 || at > now + STAY_US)
+				finish(at);
 			idle_since = now;
 		}
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 (long) Max(1, (Min(idle_since + STAY_US, look_at == 0 ? PG_INT64_MAX : look_at)
-										- now) / 1000 + 1),
+						 (long) Max(1, (Min(Min(idle_since + STAY_US, look_at == 0 ? PG_INT64_MAX : look_at),
+											 next == 0 ? PG_INT64_MAX : next) - now) / 1000 + 1),
 						 coord_wait_event(&wait_event, "CoordResolverMain"));
 		ResetLatch(MyLatch);
 	}

@@ -22,6 +22,10 @@ extern void twophase_stop_resolver(Oid database, bool force);
 extern bool twophase_resolver_is_gone(Oid database);
 extern void twophase_database_started(void);
 
+/* twophase_app.c */
+extern void twophase_register_machine(void);
+extern TimestampTz twophase_app_sweep(void);
+
 /* remote_step.c */
 extern Jsonb *twophase_call(const char *server, const char *function, Jsonb *document);
 extern void twophase_check_server(const char *name);

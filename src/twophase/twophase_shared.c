@@ -245,7 +245,8 @@ void
 twophase_database_started(void)
 {
 	static Statement read = {
-		"SELECT FROM coord_internal.twophase_participant LIMIT 1", 0, {0}
+		"SELECT FROM coord_internal.twophase_participant UNION ALL"
+		" SELECT FROM coord_internal.twophase_app WHERE status IN ('open', 'preparing') LIMIT 1", 0, {0}
 	};
 	TwophaseDatabase *database = twophase_database();
 	QueryScope	scope;

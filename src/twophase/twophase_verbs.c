@@ -24,6 +24,7 @@
 #include "lock/lock.h"
 #include "twophase/branch.h"
 #include "twophase/resolve.h"
+#include "twophase/twophase_app.h"
 #include "twophase/twophase_shared.h"
 
 PG_FUNCTION_INFO_V1(coord_twophase_outcome);
@@ -90,6 +91,9 @@ coord_twophase_outcome(PG_FUNCTION_ARGS)
 	check_required(fcinfo, 0, "gtid");
 	gtid = PG_GETARG_INT64(0);
 	check_not_in_recovery("coord.twophase_outcome()");
+	result = twophase_app_outcome(gtid);
+	if (result != NULL)
+		PG_RETURN_TEXT_P(cstring_to_text(result));
 	branch_be_ready();
 	active = twophase_is_active(gtid);
 	if (is_decided(gtid))
