@@ -4,7 +4,10 @@
 
 -- Whose prepared transactions are ours, wherever this database is restored to.  The
 -- resolver makes it, so that a restore brings its own and no second.
-CREATE TABLE coord_internal.twophase_cluster (id uuid NOT NULL);
+CREATE TABLE coord_internal.twophase_cluster (
+  id uuid NOT NULL,
+  forgotten_gtid bigint NOT NULL DEFAULT 0      -- the highest of the decisions that were dropped
+);
 
 -- Runs of history: another one after promotion, restore or copy.  What an earlier
 -- one left prepared is not this one's to decide, until it is adopted.

@@ -13,7 +13,6 @@
 extern Size lock_shmem_size(void);
 extern int64 lock_token_next(void);
 extern int64 lock_token_current(void);
-extern int64 lock_token_age(int64 us);
 extern void lock_prefixes_changed(void);
 extern void lease_forget_all(void);
 extern void lease_housekeeping(void);

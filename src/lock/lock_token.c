@@ -209,18 +209,6 @@ lock_token_current(void)
 }
 
 /*
- * The token of the time that lies "us" before that of the last one: the clock's
- * jumps do not matter.
- */
-int64
-lock_token_age(int64 us)
-{
-	int64		age = us / USECS_PER_SEC * TOKENS_PER_SECOND;
-
-	return Max(lock_token_current() - age, 0);
-}
-
-/*
  * coord.fence_advance(min_token): tokens are higher from now on, in this and in
  * later runs of the server.  False: they were already.
  */

@@ -38,9 +38,13 @@
 #include "base/query.h"
 #include "base/retry.h"
 #include "saga/saga_task.h"
+#include "twophase/twophase.h"
 
 /* A worker begins no further saga in a turn that is this old. */
 #define TURN_BUDGET_US 5000
+
+/* The same with participants: their prepares and commits cost more than the steps. */
+#define REMOTE_BUDGET_US 25000
 
 /* Sagas to claim in the next turn; see the file header. */
 static int	batch_size = 1;
@@ -52,7 +56,8 @@ static int	singly = 0;
 bool
 saga_turn_is_over(const Turn *turn)
 {
-	return GetCurrentTimestamp() - turn->started > TURN_BUDGET_US;
+	return GetCurrentTimestamp() - turn->started >
+		(twophase_in_use() ? REMOTE_BUDGET_US : TURN_BUDGET_US);
 }
 
 /*

@@ -179,6 +179,7 @@ branch_enlist(const char *name, int64 until)
 	Branch	   *branch;
 
 	installation_check();
+	twophase_check_open();
 	check_not_in_recovery("a statement at a participant");
 	if (IsInParallelMode())
 		ereport(ERROR,
@@ -308,7 +309,9 @@ is_transaction_control(const char *sql)
 			}
 			else if (sql[0] == '*' && sql[1] == '/')
 			{
-				depth--;
+				/* A comment is a space. */
+				if (--depth == 0 && n > 0 && text[n - 1] != ' ')
+					text[n++] = ' ';
 				sql++;
 			}
 			continue;
@@ -403,7 +406,14 @@ branch_execute(Branch *branch, const char *sql, int nvalues, const char *const *
 		branch->poisoned = true;
 	result = remote->ncommands > at ? remote->results[at] : NULL;
 	if (remote->state != REMOTE_IDLE || remote_error(remote) != NULL || result == NULL)
+	{
+		const char *sqlstate = remote_sqlstate(remote);
+
+		/* Kept statements are not good any more: the next transaction begins anew. */
+		if (sqlstate != NULL && (strcmp(sqlstate, "26000") == 0 || strcmp(sqlstate, "0A000") == 0))
+			remote->stale = true;
 		remote_raise(remote, "the connection was lost");
+	}
 	if (PQresultStatus(result) == PGRES_EMPTY_QUERY)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

@@ -54,6 +54,7 @@ extern void branch_forget_all(void);
 
 /* commit.c */
 extern void twophase_enlisted(void);
+extern void twophase_check_open(void);
 extern int64 twophase_take_gtid(void);
 
 #endif							/* COORD_BRANCH_H */

@@ -63,6 +63,9 @@ int64		branch_gtid = 0;
 /* The decision row is inserted. */
 static bool decided = false;
 
+/* Branches have their names: no other may come, and no statement. */
+static bool closing = false;
+
 /* Phase two is done by who commits, and not by the callback. */
 static bool own_phase_two = false;
 
@@ -113,10 +116,18 @@ twophase_take_gtid(void)
 		session->pid = MyProcPid;
 		session->role = GetUserId();
 		session->since = GetCurrentTimestamp();
-		branch_gtid = 1;
 		pg_atomic_write_u64(&session->gtid, 1);
 		pg_memory_barrier();
-		branch_gtid = lock_token_next();
+		PG_TRY();
+		{
+			branch_gtid = lock_token_next();
+		}
+		PG_CATCH();
+		{
+			pg_atomic_write_u64(&session->gtid, 0);
+			PG_RE_THROW();
+		}
+		PG_END_TRY();
 		pg_atomic_write_u64(&session->gtid, (uint64) branch_gtid);
 		pg_memory_barrier();
 	}
@@ -157,6 +168,21 @@ name_branches(void)
 		gid.next_xid = writers[(i + 1) % n]->xid;
 		gid_write(writers[i]->gid, &gid);
 	}
+}
+
+/*
+ * 55000 when the transaction is being committed: what a trigger or a branch's own code
+ * asks of a participant now, nobody would prepare.
+ */
+void
+twophase_check_open(void)
+{
+	if (closing || phase_two_due)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("participants cannot be used any more"),
+				 errdetail("This transaction is being committed, and they have been told to prepare."),
+				 errhint("Make the statement a branch of its own, or use coord.remote_exec() in an ordinary transaction.")));
 }
 
 /* The connections on which something is under way. */
@@ -237,6 +263,15 @@ check_vote(Branch *branch)
 		remote_raise(remote, remote->state == REMOTE_BUSY ? "no vote in time" :
 					 "the connection was lost");
 	}
+	if (!prepared && remote->results[at] != NULL &&
+		strcmp(PQcmdStatus(remote->results[at]), tag) == 0)
+	{
+		/* It is committed, whatever it warns of. */
+		branch->state = BRANCH_ENDED;
+		ereport(WARNING,
+				(errmsg("participant \"%s\": %s", remote->server, remote->warning)));
+		return;
+	}
 	if (remote->warned && prepared && remote->results[at] != NULL &&
 		strcmp(PQcmdStatus(remote->results[at]), tag) == 0)
 		branch->state = BRANCH_PREPARED;	/* it is there, and is rolled back */
@@ -245,7 +280,7 @@ check_vote(Branch *branch)
 	ereport(ERROR,
 			(errcode(ERRCODE_COORD_PARTICIPANT_FAILED),
 			 errmsg("participant \"%s\" did not vote for the commit", remote->server),
-			 remote->warned ? errdetail("It answered with a warning: perhaps its wait for a synchronous standby was cancelled.") :
+			 remote->warned ? errdetail("It answered with a warning: %s", remote->warning) :
 			 errdetail("Its transaction had failed.")));
 }
 
@@ -290,6 +325,7 @@ insert_decision(void)
 	Datum		mappings[COORD_MAX_PARTICIPANTS];
 	Datum		gids[COORD_MAX_PARTICIPANTS];
 	Datum		values[8];
+	Oid			user = GetUserId();
 	QueryScope	scope;
 	int			n = 0;
 
@@ -305,7 +341,7 @@ insert_decision(void)
 	values[0] = Int64GetDatum(branch_gtid);
 	values[1] = TimestampTzGetDatum(GetCurrentTimestamp());
 	values[2] = Int32GetDatum(twophase_database()->incarnation);
-	values[3] = ObjectIdGetDatum(GetUserId());
+	values[3] = ObjectIdGetDatum(user);
 	values[4] = CStringGetTextDatum(guc_correlation_id ? guc_correlation_id : "");
 	values[5] = PointerGetDatum(construct_array(servers, n, OIDOID, 4, true, TYPALIGN_INT));
 	values[6] = PointerGetDatum(construct_array(mappings, n, OIDOID, 4, true, TYPALIGN_INT));
@@ -323,6 +359,7 @@ twophase_begin_commit(void)
 	ForceSyncCommit();
 	(void) twophase_take_gtid();
 	name_branches();
+	closing = true;
 	DEBUG_POINT("twophase_before_prepare");
 }
 
@@ -417,7 +454,11 @@ pre_commit(void)
 	}
 	DEBUG_POINT("twophase_prepared");
 	if (branch_gtid != 0)
+	{
+		commit_durably();
+		ForceSyncCommit();
 		insert_decision();
+	}
 	DEBUG_POINT("twophase_decided");
 }
 
@@ -485,6 +526,8 @@ hand_over(const char *why)
 			length += snprintf(names + length, sizeof(names) - length, "%s\"%s\"",
 							   length > 0 ? ", " : "", branches[i].remote->server);
 	}
+	if (length == 0)
+		return;					/* nobody has to acknowledge it */
 	twophase_not_acknowledged(twophase_database(), branch_gtid);
 	left_over = true;
 	ereport(WARNING,
@@ -507,7 +550,7 @@ forget(void)
 		leave_active();
 	branch_forget_all();
 	branch_gtid = 0;
-	decided = own_phase_two = phase_two_due = left_over = false;
+	decided = closing = own_phase_two = phase_two_due = left_over = false;
 	if (wake)
 		twophase_want_resolver(twophase_database(), 0);
 }
@@ -541,6 +584,8 @@ committed(void)
 		MemoryContextSwitchTo(context);
 		FlushErrorState();
 		InterruptHoldoffCount = holdoff;
+		twophase_not_acknowledged(twophase_database(), branch_gtid);
+		left_over = true;
 	}
 	PG_END_TRY();
 	forget();
@@ -655,7 +700,9 @@ xact_callback(XactEvent event, void *arg)
 	switch (event)
 	{
 		case XACT_EVENT_PRE_COMMIT:
-			if (!own_phase_two)
+			if (own_phase_two)
+				foreign_write_check();	/* a deferred trigger's, perhaps */
+			else
 				pre_commit();
 			break;
 		case XACT_EVENT_COMMIT:

@@ -106,7 +106,12 @@ notice_receiver(void *arg, const PGresult *result)
 
 	if (severity != NULL && strcmp(severity, "WARNING") == 0 &&
 		(function == NULL || strcmp(function, "exec_stmt_raise") != 0))
+	{
+		const char *message = PQresultErrorField(result, PG_DIAG_MESSAGE_PRIMARY);
+
 		((Remote *) arg)->warned = true;
+		strlcpy(((Remote *) arg)->warning, message ? message : "", WARNING_SIZE);
+	}
 }
 
 /*

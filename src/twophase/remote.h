@@ -20,6 +20,9 @@
 /* Commands that are sent together, at most. */
 #define REMOTE_BATCH 32
 
+/* As much of a WARNING is kept. */
+#define WARNING_SIZE 200
+
 /* Statements that a connection keeps prepared. */
 #define REMOTE_STATEMENTS 64
 
@@ -68,6 +71,7 @@ typedef struct Remote
 	int			ncommands;
 	int			nanswered;
 	bool		warned;			/* a WARNING came with it */
+	char		warning[WARNING_SIZE];	/* the last one */
 	PGresult   *results[REMOTE_BATCH];
 	RemoteStatement *prepares[REMOTE_BATCH];	/* what a command is to prepare */
 

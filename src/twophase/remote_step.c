@@ -92,3 +92,10 @@ twophase_check_server(const char *name)
 
 	(void) remote_participant(name, &server);
 }
+
+/* Has the open transaction participants? */
+bool
+twophase_in_use(void)
+{
+	return nbranches > 0;
+}

@@ -23,7 +23,6 @@
 #include "utils/syscache.h"
 
 #include "base/debug_point.h"
-#include "base/guc.h"
 #include "base/installation.h"
 #include "base/query.h"
 #include "lock/lock.h"
@@ -260,6 +259,27 @@ read_decisions(Target *target)
 }
 
 /*
+ * The highest id of which the decision may have been dropped.  Of one that is higher
+ * and has none, as of before this was called, there never was one: what is dropped
+ * and that it was commit together.  No clock is asked.
+ */
+int64
+resolve_forgotten(void)
+{
+	static Statement read = {
+		"SELECT coalesce(max(forgotten_gtid), 0) FROM coord_internal.twophase_cluster", 0, {0}
+	};
+	QueryScope	scope;
+	int64		result;
+
+	query_begin(&scope);
+	query_run_latest(&read, NULL, NULL, 0);
+	result = query_int8(0, 1);
+	query_end(&scope);
+	return result;
+}
+
+/*
  * What is to become of what was found.  Active first, then the decisions: see
  * resolver.c.
  */
@@ -267,12 +287,13 @@ static void
 judge(Target *target, TwophaseDatabase *database)
 {
 	bool	   *active = palloc0(sizeof(bool) * Max(target->nfound, 1));
-	int64		horizon = lock_token_age(guc_twophase_retention * USECS_PER_MINUTE);
+	int64		forgotten;
 
 	for (int i = 0; i < target->nfound; i++)
 		active[i] = twophase_is_active(target->found[i].gid.gtid);
 	DEBUG_POINT("resolver_active_read");
 	read_decisions(target);
+	forgotten = resolve_forgotten();
 	for (int i = 0; i < target->nfound; i++)
 	{
 		Found	   *found = &target->found[i];
@@ -285,7 +306,7 @@ judge(Target *target, TwophaseDatabase *database)
 		else if (found->gid.incarnation != database->incarnation)
 			found->reason = psprintf("prepared under incarnation %d of this database, this is %d: what was decided is not known here; see coord.twophase_adopt()",
 									 found->gid.incarnation, database->incarnation);
-		else if (found->gid.gtid < horizon)
+		else if (found->gid.gtid <= forgotten)
 			found->reason = "older than coord.twophase_retention: its decision may have been dropped";
 		else
 			found->verdict = VERDICT_ROLL_BACK;
@@ -556,7 +577,7 @@ static void
 note_in_doubt(const Target *target, const Found **doubts, int ndoubts)
 {
 	static Statement forget = {
-		"DELETE FROM coord_internal.twophase_in_doubt WHERE server = $1 AND gid <> ALL ($2)",
+		"DELETE FROM coord_internal.twophase_in_doubt WHERE mapping = $1 AND gid <> ALL ($2)",
 		2, {OIDOID, TEXTARRAYOID}
 	};
 	static Statement insert = {
@@ -571,7 +592,7 @@ note_in_doubt(const Target *target, const Found **doubts, int ndoubts)
 
 	for (int i = 0; i < ndoubts; i++)
 		gids[i] = CStringGetTextDatum(doubts[i]->text);
-	values[0] = ObjectIdGetDatum(target->server);
+	values[0] = ObjectIdGetDatum(target->mapping);
 	values[1] = PointerGetDatum(construct_array(gids, ndoubts, TEXTOID, -1, false, TYPALIGN_INT));
 	query_run(&forget, values, NULL, 0);
 	for (int i = 0; i < ndoubts; i++)

@@ -23,6 +23,7 @@ typedef struct Resolution
 	char	   *detail;
 } Resolution;
 
+extern int64 resolve_forgotten(void);
 extern bool resolve(TwophaseDatabase *database, Oid server, List **resolutions);
 
 #endif							/* COORD_RESOLVE_H */

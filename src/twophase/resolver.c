@@ -43,6 +43,7 @@
 #include "utils/syscache.h"
 
 #include "base/access.h"
+#include "base/commit_level.h"
 #include "base/compat.h"
 #include "base/debug_point.h"
 #include "base/guc.h"
@@ -84,7 +85,10 @@ static const PartitionParent parents[] =
 
 static PartitionSet decisions = {parents, lengthof(parents), &guc_twophase_retention};
 
-/* A partition with a decision that somebody has not acknowledged is kept. */
+/*
+ * A partition with a decision that somebody has not acknowledged is kept.  How far
+ * decisions are forgotten is written down together with it.
+ */
 static bool
 may_drop(const char *partition)
 {
@@ -93,7 +97,12 @@ may_drop(const char *partition)
 	rows = SPI_execute(psprintf("SELECT FROM %s d, unnest(d.mappings) m"
 								" JOIN coord_internal.twophase_participant p ON p.mapping = m"
 								" WHERE p.acked_gtid < d.gtid LIMIT 1", partition), true, 1);
-	return rows == SPI_OK_SELECT && SPI_processed == 0;
+	if (rows != SPI_OK_SELECT || SPI_processed > 0)
+		return false;
+	query_utility(psprintf("UPDATE coord_internal.twophase_cluster SET forgotten_gtid ="
+						   " greatest(forgotten_gtid, (SELECT coalesce(max(gtid), 0) FROM %s))",
+						   partition));
+	return true;
 }
 
 static void
@@ -194,6 +203,8 @@ find_incarnation(void)
 	query_end(&scope);
 
 	/* Not before it is on disk: gids that bear it must find it again. */
+	commit_durably();
+	ForceSyncCommit();
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	LWLockAcquire(&twophase_shared->lock, LW_EXCLUSIVE);
@@ -268,6 +279,11 @@ answer_requests(void)
 	query_end(&scope);
 	for (int i = 0; i < count; i++)
 		access_note_role(roles[i]);
+	if (count > 0)
+	{
+		commit_durably();
+		ForceSyncCommit();
+	}
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	LWLockAcquire(&twophase_shared->lock, LW_EXCLUSIVE);
@@ -300,7 +316,10 @@ look(MemoryContext context)
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(context);
 	if (!may_act)
+	{
+		mine->waits_for_resume = true;
 		finish(0);
+	}
 	return all;
 }
 

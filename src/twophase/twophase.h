@@ -29,6 +29,7 @@ extern TimestampTz twophase_app_sweep(void);
 /* remote_step.c */
 extern Jsonb *twophase_call(const char *server, const char *function, Jsonb *document);
 extern void twophase_check_server(const char *name);
+extern bool twophase_in_use(void);
 
 /* resolver.c */
 extern PGDLLEXPORT void coord_resolver_main(Datum arg);

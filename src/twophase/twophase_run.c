@@ -308,6 +308,11 @@ run(FunctionCallInfo fcinfo, Datum *branches_json, bool *missing, int count)
 					 errmsg("branch %d must not be null", i + 1)));
 		read_order(&orders[i], DatumGetJsonbP(branches_json[i]), i + 1);
 	}
+	if (nbranches > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("this transaction has participants already"),
+				 errhint("COMMIT before CALL coord.twophase_run.")));
 	branch_be_ready();
 	gtid = twophase_take_gtid();
 	send_orders(orders, count, PG_INT64_MAX / 2);

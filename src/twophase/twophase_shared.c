@@ -29,6 +29,7 @@
 #include "storage/procarray.h"
 #include "storage/shmem.h"
 #include "utils/builtins.h"
+#include "utils/syscache.h"
 #include "utils/tuplestore.h"
 
 #include "base/compat.h"
@@ -121,6 +122,24 @@ find_database(Oid oid, bool create)
 	return result;
 }
 
+/* Free the slots of databases that are gone. */
+static void
+forget_dropped_databases(void)
+{
+	for (int i = 0; i < COORD_MAX_DATABASES; i++)
+	{
+		TwophaseDatabase *database = &twophase_shared->databases[i];
+		Oid			oid = database->database;
+
+		if (!OidIsValid(oid) || SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(oid)))
+			continue;
+		LWLockAcquire(&twophase_shared->lock, LW_EXCLUSIVE);
+		if (database->database == oid)
+			database->database = InvalidOid;
+		LWLockRelease(&twophase_shared->lock);
+	}
+}
+
 /* This database's; 53400 when there are too many. */
 TwophaseDatabase *
 twophase_database(void)
@@ -129,6 +148,11 @@ twophase_database(void)
 
 	if (database == NULL || database->database != MyDatabaseId)
 		database = find_database(MyDatabaseId, true);
+	if (database == NULL)
+	{
+		forget_dropped_databases();
+		database = find_database(MyDatabaseId, true);
+	}
 	if (database == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
@@ -252,8 +276,9 @@ twophase_database_started(void)
 	QueryScope	scope;
 	bool		any;
 
-	if (database->incarnation != 0 && database->resolver_pid == 0 && database->next_at != 0)
+	if (database->incarnation != 0 && !database->waits_for_resume)
 		return;
+	database->waits_for_resume = false;
 	query_begin(&scope);
 	any = query_run(&read, NULL, NULL, 1) > 0;
 	query_end(&scope);

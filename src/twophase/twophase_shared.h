@@ -31,6 +31,7 @@ typedef struct TwophaseDatabase
 	bool		starting;		/* one was asked for */
 	TimestampTz started_at;
 	bool		wanted;			/* now */
+	bool		waits_for_resume;	/* it was not allowed to act */
 	TimestampTz next_at;		/* or then; 0: not */
 	TimestampTz retry_at;		/* none before */
 	TimestampTz late_until;		/* something may still be prepared that was given up */

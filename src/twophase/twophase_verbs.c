@@ -18,7 +18,6 @@
 
 #include "base/access.h"
 #include "base/check.h"
-#include "base/guc.h"
 #include "base/installation.h"
 #include "base/query.h"
 #include "lock/lock.h"
@@ -100,7 +99,7 @@ coord_twophase_outcome(PG_FUNCTION_ARGS)
 		result = active ? "pending" : "committed";
 	else if (active)
 		result = "pending";
-	else if (gtid < lock_token_age(guc_twophase_retention * USECS_PER_MINUTE) || gtid > lock_token_current())
+	else if (gtid <= resolve_forgotten() || gtid > lock_token_current())
 		result = "unknown";
 	else if (gtid < twophase_database()->began_gtid)
 		result = is_in_doubt(gtid) ? "in_doubt" : "unknown";
