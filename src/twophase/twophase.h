@@ -34,6 +34,8 @@ extern void twophase_check_server(const char *name);
 extern PGDLLEXPORT void coord_resolver_main(Datum arg);
 
 /* twophase_drop.c */
+extern void twophase_drop_install(void);
+extern void twophase_hold_mapping(Oid mapping);
 extern void twophase_check_drop(Node *statement);
 
 #endif							/* COORD_TWOPHASE_H */
