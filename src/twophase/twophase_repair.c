@@ -13,6 +13,8 @@
 #include "postgres.h"
 
 #include "access/xlog.h"
+#include "access/xlog_internal.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "foreign/foreign.h"
@@ -610,8 +612,8 @@ typedef struct RestoreTarget
 } RestoreTarget;
 
 /* The servers that participants are at, in the current memory context. */
-static List *
-participating_servers(void)
+static RestoreTarget *
+participating_servers(int *count)
 {
 	static Statement read = {
 		"SELECT DISTINCT p.server FROM coord_internal.twophase_participant p"
@@ -619,21 +621,20 @@ participating_servers(void)
 	};
 	MemoryContext context = CurrentMemoryContext;
 	QueryScope	scope;
-	List	   *result = NIL;
+	RestoreTarget *result;
 	uint64		rows;
 
 	query_begin(&scope);
 	rows = query_run_latest(&read, NULL, NULL, 0);
+	result = MemoryContextAllocZero(context, sizeof(RestoreTarget) * Max(rows, 1));
 	for (uint64 i = 0; i < rows; i++)
 	{
 		bool		isnull;
-		Oid			server = DatumGetObjectId(query_value(i, 1, &isnull));
-		MemoryContext old = MemoryContextSwitchTo(context);
 
-		result = lappend_oid(result, server);
-		MemoryContextSwitchTo(old);
+		result[i].server = DatumGetObjectId(query_value(i, 1, &isnull));
 	}
 	query_end(&scope);
+	*count = (int) rows;
 	return result;
 }
 
@@ -723,6 +724,18 @@ make_restore_points(RestoreTarget *targets, int count, const char *label)
 	return result;
 }
 
+/* Connect to all servers first, so that what cannot be done is not begun. */
+static XLogRecPtr
+make_everywhere(RestoreTarget *targets, int count, const char *label)
+{
+	for (int i = 0; i < count; i++)
+	{
+		targets[i].name = pstrdup(GetForeignServer(targets[i].server)->servername);
+		targets[i].remote = find_restorer(&targets[i]);
+	}
+	return make_restore_points(targets, count, label);
+}
+
 static void
 release_targets(RestoreTarget *targets, int count)
 {
@@ -738,9 +751,8 @@ Datum
 coord_create_restore_point(PG_FUNCTION_ARGS)
 {
 	char	   *label = required_reason(fcinfo, 0, "label");
-	List	   *servers;
 	RestoreTarget *targets;
-	volatile int count = 0;
+	int			count;
 	volatile XLogRecPtr result = InvalidXLogRecPtr;
 
 	repair_check("coord.create_restore_point");
@@ -754,22 +766,10 @@ coord_create_restore_point(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("WAL level not sufficient for creating a restore point"),
 				 errhint("wal_level must be set to \"replica\" or \"logical\" at server start.")));
-	servers = participating_servers();
-	targets = palloc0(sizeof(RestoreTarget) * Max(list_length(servers), 1));
+	targets = participating_servers(&count);
 	PG_TRY();
 	{
-		ListCell   *cell;
-
-		foreach(cell, servers)
-		{
-			RestoreTarget *target = &targets[count];
-
-			target->server = lfirst_oid(cell);
-			target->name = pstrdup(GetForeignServer(target->server)->servername);
-			target->remote = find_restorer(target);
-			count++;
-		}
-		result = make_restore_points(targets, count, label);
+		result = make_everywhere(targets, count, label);
 	}
 	PG_FINALLY();
 	{
