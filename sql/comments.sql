@@ -667,6 +667,49 @@ it), in doubt (not to be decided here) or failed; detail: why. A server that cou
 Errors: 42501; 42704 no such server; 55000 no launcher or resolver; 25006 on a standby.
 Example: SELECT * FROM coord.twophase_resolve();$$;
 
+COMMENT ON FUNCTION coord.twophase_force(text, name, text, text) IS
+$$Ends one prepared transaction by hand: for what is in doubt, once somebody has found out how it must end. At once, whatever
+becomes of the transaction that calls it, and recorded in coord.twophase_history and the server's log. For coord_admin.
+gid: required, as in coord.twophase_in_doubt. server: required, where it is prepared.
+outcome: required, committed or aborted. reason: required.
+It is done by the caller's own user mapping there, or one that was used for a transaction.
+Errors: 22004 null; 22023 an unknown outcome, an empty reason, no name of this database's; 55000 it would contradict what is recorded: the
+decision, that this incarnation has made none, how another part was ended; or its session is at it; 42704 no such server, or nothing
+is prepared there by that name; 42501; also when no mapping there is that of the role that prepared it, or of a superuser; ZC010 the
+server cannot be asked, or refused; 25001 in a transaction with participants; 25006 on a standby.
+Example: SELECT coord.twophase_force('coord:..', 'shard_a', 'aborted', 'shard_b was restored to before it');$$;
+
+COMMENT ON FUNCTION coord.twophase_adopt(int, text) IS
+$$Takes over what an earlier incarnation of this database has left prepared: for after a failover or a restore to an earlier time, when
+the earlier server is gone for good. Where all parts of a transaction are still prepared they are rolled back; where some
+are not, the participants are asked whether those committed, and the rest is ended likewise; what nobody knows stays in doubt. The
+resolver goes on with participants that cannot be reached now. For coord_admin.
+incarnation: required, the fourth part of a gid in coord.twophase_in_doubt, whose repair has the statement. reason: recorded.
+Returns how many prepared transactions were ended. Repeating it is harmless.
+Errors: 22004 null; 42704 no such incarnation; 55000 it is the present one; 42501; 25001 in a transaction with participants; 25006 on a
+standby. A participant that cannot be asked is a WARNING.
+Example: SELECT coord.twophase_adopt(1, 'failover of last night');$$;
+
+COMMENT ON FUNCTION coord.create_restore_point(text) IS
+$$Makes a restore point of one label here and at all participants, such that all servers restored to it agree about every transaction: no
+decision is committed meanwhile. After the restore the resolver commits what is prepared and decided; adopt the earlier
+incarnation for the rest. For coord_admin.
+label: required, 1 to 63 bytes, for recovery_target_name.
+Returns the position of it in this server's log.
+Errors: 22004 null; 22023 an empty or too long label; 55000 wal_level; ZC010 a participant cannot make one, as its role needs
+EXECUTE on pg_create_restore_point() there; the detail says where one was made before; 42501; 55P03 with lock_timeout; 25001 in a transaction
+with participants; 25006 on a standby.
+Example: SELECT coord.create_restore_point('before_migration');$$;
+
+COMMENT ON FUNCTION coord.twophase_check(name) IS
+$$Says what is wrong with participants, and what to do, before the first transaction fails on it. Connects anew to each.
+server: only that one. Default: those that the caller has a user mapping for; for coord_admin also all that have been used.
+Returns rows: server_name, null for what is about this server; check_name: launcher, engine; server, usage, mapping, password,
+connection, primary, prepared_transactions, pooler, resolver, in_doubt; ok; detail. What is wrong there is a row, not an error; what
+depends on it is left out.
+Errors: 42704 no such server; 25001 in a transaction with participants; 25006 on a standby.
+Example: SELECT * FROM coord.twophase_check() WHERE NOT ok;$$;
+
 -- ---------------------------------------------------------------------------
 -- Views
 -- ---------------------------------------------------------------------------

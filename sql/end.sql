@@ -42,7 +42,8 @@ GRANT EXECUTE ON FUNCTION
   coord.remote_exec(name, text, jsonb, interval), coord.remote_query(name, text, jsonb, interval),
   coord.twophase_current(), coord.twophase_outcome(bigint),
   coord.twophase_begin(text, interval), coord.twophase_enlist(bigint, text, text, text, text, text, name, jsonb),
-  coord.twophase_abort(bigint, text), coord.branch(name, text, jsonb, bigint)
+  coord.twophase_abort(bigint, text), coord.branch(name, text, jsonb, bigint),
+  coord.twophase_check(name)
   TO coord_user;
 GRANT EXECUTE ON PROCEDURE
   coord.saga_run(text, jsonb, text, bigint, text, jsonb), coord.run_pending(int, int),
@@ -52,7 +53,8 @@ GRANT EXECUTE ON PROCEDURE
   coord.twophase_run_json(jsonb, text, bigint, text, bigint[])
   TO coord_user;
 GRANT EXECUTE ON FUNCTION coord.pause(text), coord.resume(text), coord.start_worker(), coord.fence_advance(bigint),
-  coord.twophase_resolve(name)
+  coord.twophase_resolve(name), coord.twophase_force(text, name, text, text), coord.twophase_adopt(int, text),
+  coord.create_restore_point(text)
   TO coord_admin;
 GRANT EXECUTE ON PROCEDURE coord.drain(interval, boolean) TO coord_admin;
 

@@ -143,6 +143,15 @@ CREATE FUNCTION coord.twophase_outcome(gtid bigint)
 CREATE FUNCTION coord.twophase_resolve(server name DEFAULT NULL)
   RETURNS TABLE (gid text, server_name name, action text, detail text)
   AS 'MODULE_PATHNAME', 'coord_twophase_resolve' LANGUAGE C;
+CREATE FUNCTION coord.twophase_force(gid text, server name, outcome text, reason text)
+  RETURNS void AS 'MODULE_PATHNAME', 'coord_twophase_force' LANGUAGE C;
+CREATE FUNCTION coord.twophase_adopt(incarnation int, reason text DEFAULT NULL)
+  RETURNS bigint AS 'MODULE_PATHNAME', 'coord_twophase_adopt' LANGUAGE C;
+CREATE FUNCTION coord.create_restore_point(label text)
+  RETURNS pg_lsn AS 'MODULE_PATHNAME', 'coord_create_restore_point' LANGUAGE C;
+CREATE FUNCTION coord.twophase_check(server name DEFAULT NULL)
+  RETURNS TABLE (server_name name, check_name text, ok boolean, detail text)
+  AS 'MODULE_PATHNAME', 'coord_twophase_check' LANGUAGE C;
 
 CREATE FUNCTION coord_internal.twophase_sessions(OUT gtid bigint, OUT pid int, OUT role oid, OUT since timestamptz,
     OUT participants int)
@@ -174,10 +183,20 @@ CREATE VIEW coord.twophase_pending WITH (security_barrier) AS
     AND NOT EXISTS (SELECT FROM coord_internal.twophase_sessions() s WHERE s.gtid = d.gtid)
     AND ((SELECT coord_internal.sees_all()) OR coord_internal.is_mine(d.role));
 
+-- What can be known is said in "repair"; where nothing is, an operator must find out.
 CREATE VIEW coord.twophase_in_doubt WITH (security_barrier) AS
   SELECT i.gid, f.srvname AS server_name, i.prepared_at, i.owner, i.reason,
-         format('SELECT coord.twophase_force(%L, %L, %L, %L);', i.gid, f.srvname, 'commit or rollback', 'why') AS repair
+         CASE WHEN EXISTS (SELECT FROM coord_internal.twophase_decision d WHERE d.gtid = coord_internal.gid_gtid(i.gid))
+              THEN format('SELECT coord.twophase_force(%L, %L, %L, %L);', i.gid, f.srvname, 'committed', 'why')
+              WHEN g.incarnation <> n.incarnation
+                   AND NOT EXISTS (SELECT FROM coord_internal.twophase_incarnation a
+                                   WHERE a.id = n.incarnation AND a.adopted_at IS NOT NULL)
+              THEN format('SELECT coord.twophase_adopt(%s, %L);', n.incarnation, 'why')
+              ELSE format('SELECT coord.twophase_force(%L, %L, %L, %L); -- or %L', i.gid, f.srvname, 'aborted', 'why',
+                          'committed') END AS repair
   FROM coord_internal.twophase_in_doubt i
+  CROSS JOIN coord_internal.twophase_figures() g
+  CROSS JOIN LATERAL (SELECT split_part(i.gid, ':', 4)::int AS incarnation) AS n
   LEFT JOIN pg_foreign_server f ON f.oid = i.server
   WHERE (SELECT coord_internal.sees_all());
 

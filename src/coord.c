@@ -58,4 +58,5 @@ _PG_init(void)
 	shmem_request_hook = shmem_request;
 	launcher_register();
 	databases_install_hook();
+	twophase_drop_install();
 }

@@ -154,6 +154,9 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	DatabaseSlot *volatile slot = NULL;
 	bool		came_or_went = IsA(statement, CreatedbStmt) || IsA(statement, DropdbStmt);
 
+	if (IsA(statement, DropStmt) || IsA(statement, DropOwnedStmt) || IsA(statement, DropdbStmt))
+		twophase_check_drop(statement);
+
 	/* Whoever may not do it does not get to stop workers either. */
 	if (name != NULL)
 	{

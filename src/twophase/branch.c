@@ -203,6 +203,7 @@ branch_enlist(const char *name, int64 until)
 				 errmsg("this database is a copy and does not act"),
 				 errhint("SELECT coord.resume(); if it shall.")));
 	ensure_ready(mapping);
+	twophase_hold_mapping(mapping->umid);
 	remote = remote_find(server, mapping);
 	remote_connect(remote, until);
 	if (remote->in_recovery)

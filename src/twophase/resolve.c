@@ -29,6 +29,7 @@
 #include "twophase/commit.h"
 #include "twophase/gid.h"
 #include "twophase/remote.h"
+#include "twophase/repair.h"
 #include "twophase/resolve.h"
 
 /* Of the extension: who has it is looking at participants. */
@@ -70,6 +71,7 @@ typedef struct Found
 	const char *reason;
 	bool		decided;		/* there is a decision */
 	bool		resurrected;	/* it had been acknowledged before */
+	bool		adopted;		/* by an incarnation that was adopted; see settle.c */
 	bool		gone;
 } Found;
 
@@ -258,6 +260,24 @@ read_decisions(Target *target)
 	query_end(&scope);
 }
 
+/* Was the incarnation adopted by coord.twophase_adopt()? */
+static bool
+is_adopted(int incarnation)
+{
+	static Statement read = {
+		"SELECT FROM coord_internal.twophase_incarnation WHERE id = $1 AND adopted_at IS NOT NULL",
+		1, {INT4OID}
+	};
+	QueryScope	scope;
+	Datum		value = Int32GetDatum(incarnation);
+	bool		result;
+
+	query_begin(&scope);
+	result = query_run_latest(&read, &value, NULL, 1) > 0;
+	query_end(&scope);
+	return result;
+}
+
 /*
  * The highest id of which the decision may have been dropped.  Of one that is higher
  * and has none, as of before this was called, there never was one: what is dropped
@@ -303,6 +323,11 @@ judge(Target *target, TwophaseDatabase *database)
 			found->verdict = VERDICT_LEAVE;
 		else if (found->decided)
 			found->verdict = VERDICT_COMMIT;
+		else if (found->gid.incarnation != database->incarnation && is_adopted(found->gid.incarnation))
+		{
+			found->adopted = true;
+			found->reason = "adopted, but not settled yet";
+		}
 		else if (found->gid.incarnation != database->incarnation)
 			found->reason = psprintf("prepared under incarnation %d of this database, this is %d: what was decided is not known here; see coord.twophase_adopt()",
 									 found->gid.incarnation, database->incarnation);
@@ -346,8 +371,8 @@ act_on_next(Target *target, TwophaseDatabase *database)
 }
 
 /* Is what was read, and all before it, where a failover could not lose it? */
-static bool
-is_safe(void)
+bool
+resolve_is_safe(void)
 {
 	XLogRecPtr	lsn = GetXLogInsertRecPtr();
 	int64		until = remote_now() + REPLICATED_US;
@@ -403,7 +428,7 @@ take_list(Target *target, TwophaseDatabase *database)
 	judge(target, database);
 	for (int i = 0; i < target->nfound; i++)
 		commits = commits || target->found[i].verdict == VERDICT_COMMIT;
-	if (commits && !is_safe())
+	if (commits && !resolve_is_safe())
 	{
 		fail(target, "decisions have not reached the synchronous standby yet");
 		return;
@@ -672,8 +697,11 @@ add_resolutions(List *resolutions, const Target *target)
 	for (int i = 0; i < target->nfound; i++)
 	{
 		const Found *found = &target->found[i];
-		Resolution *resolution = palloc0(sizeof(Resolution));
+		Resolution *resolution;
 
+		if (found->gone && found->verdict == VERDICT_IN_DOUBT)
+			continue;			/* settled by another mapping */
+		resolution = palloc0(sizeof(Resolution));
 		resolution->gid = pstrdup(found->text);
 		resolution->server = target->server;
 		resolution->action = actions[found->verdict];
@@ -694,15 +722,87 @@ add_resolutions(List *resolutions, const Target *target)
 	return resolutions;
 }
 
-/* One look at a time in this database; released with the transaction. */
+/*
+ * End what was prepared under adopted incarnations, now that all that can be asked
+ * have said what is prepared.
+ */
 static void
-take_turn(void)
+settle_adopted(Target *targets, int count)
+{
+	Found	  **found;
+	Prepared   *prepared;
+	int			n = 0;
+	int			most = 0;
+
+	for (int i = 0; i < count; i++)
+		most += targets[i].nfound;
+	found = palloc(sizeof(Found *) * Max(most, 1));
+	prepared = palloc0(sizeof(Prepared) * Max(most, 1));
+	for (int i = 0; i < count; i++)
+	{
+		for (int j = 0; j < targets[i].nfound && targets[i].step == STEP_DONE; j++)
+		{
+			Found	   *one = &targets[i].found[j];
+
+			if (!one->adopted || one->gone)
+				continue;
+			prepared[n].text = one->text;
+			prepared[n].gid = one->gid;
+			prepared[n].server = targets[i].server;
+			prepared[n].role = targets[i].role;
+			prepared[n].mine = one->mine;
+			found[n++] = one;
+		}
+	}
+	if (n == 0)
+		return;
+	settle(prepared, n);
+	for (int i = 0; i < n; i++)
+	{
+		found[i]->reason = prepared[i].reason;
+		if (!prepared[i].settled)
+			continue;
+		found[i]->verdict = prepared[i].committed ? VERDICT_COMMIT : VERDICT_ROLL_BACK;
+
+		/* It may have been seen by several mappings. */
+		for (int j = 0; j < n; j++)
+			found[j]->gone = found[j]->gone || strcmp(found[j]->text, found[i]->text) == 0;
+	}
+}
+
+/* One look at a time in this database; released with the transaction. */
+void
+resolve_take_turn(void)
 {
 	LOCKTAG		tag;
 
 	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ExtensionRelationId, get_extension_oid("coord", false),
 					   RESOLVER_LOCK);
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+}
+
+/*
+ * A participant whose mapping was dropped, which was refused as long as something
+ * needed it (twophase_drop.c), is none any more.
+ */
+static void
+forget_dropped(void)
+{
+	static Statement forget = {
+		"DELETE FROM coord_internal.twophase_participant p"
+		" WHERE NOT EXISTS (SELECT FROM pg_user_mapping m WHERE m.oid = p.mapping)"
+		" AND NOT EXISTS (SELECT FROM coord_internal.twophase_in_doubt i WHERE i.mapping = p.mapping)"
+		" AND NOT EXISTS (SELECT FROM coord_internal.twophase_decision d, coord_internal.twophase_figures() g"
+		"  WHERE d.gtid > p.acked_gtid AND p.mapping = ANY (d.mappings)"
+		"  AND CASE WHEN d.gtid >= g.first_gtid AND NOT g.many"
+		"      THEN d.gtid IN (SELECT coord_internal.twophase_unacknowledged()) ELSE true END)",
+		0, {0}
+	};
+	QueryScope	scope;
+
+	query_begin(&scope);
+	query_run(&forget, NULL, NULL, 0);
+	query_end(&scope);
 }
 
 /*
@@ -718,12 +818,16 @@ resolve(TwophaseDatabase *database, Oid server, List **resolutions)
 	int			count;
 	bool		all = true;
 	int			unresolved = 0;
+	int			unreachable = 0;
 
-	take_turn();
+	resolve_take_turn();
+	forget_dropped();
 	targets = read_targets(&count, server);
 	for (int i = 0; i < count; i++)
 		open_target(&targets[i]);
 	ask_all(targets, count, database);
+	if (!OidIsValid(server))
+		settle_adopted(targets, count);
 	DEBUG_POINT("resolver_before_note");
 
 	query_begin(&scope);
@@ -735,6 +839,7 @@ resolve(TwophaseDatabase *database, Oid server, List **resolutions)
 		int64		acked = target->seen_gtid;
 
 		all = all && target->step == STEP_DONE;
+		unreachable += target->step == STEP_DONE ? 0 : 1;
 		for (int j = 0; j < target->nfound && target->step == STEP_DONE; j++)
 		{
 			Found	   *found = &target->found[j];
@@ -766,6 +871,8 @@ resolve(TwophaseDatabase *database, Oid server, List **resolutions)
 	{
 		LWLockAcquire(&twophase_shared->lock, LW_EXCLUSIVE);
 		database->nunresolved = unresolved;
+		database->nunreachable = unreachable;
+		database->looked = true;
 		if (all && database->nunacknowledged < TWOPHASE_UNACKNOWLEDGED)
 			database->many = false;
 		all = all && database->nunacknowledged == 0 && !database->many;

@@ -25,5 +25,7 @@ typedef struct Resolution
 
 extern int64 resolve_forgotten(void);
 extern bool resolve(TwophaseDatabase *database, Oid server, List **resolutions);
+extern bool resolve_is_safe(void);
+extern void resolve_take_turn(void);
 
 #endif							/* COORD_RESOLVE_H */

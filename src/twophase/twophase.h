@@ -35,6 +35,8 @@ extern bool twophase_in_use(void);
 extern PGDLLEXPORT void coord_resolver_main(Datum arg);
 
 /* twophase_drop.c */
+extern void twophase_drop_install(void);
+extern void twophase_hold_mapping(Oid mapping);
 extern void twophase_check_drop(Node *statement);
 
 #endif							/* COORD_TWOPHASE_H */

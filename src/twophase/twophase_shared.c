@@ -45,6 +45,9 @@
 /* When it is made sure that those who were told have done it. */
 #define TOLD_US (2 * USECS_PER_SEC)
 
+/* How long DROP DATABASE waits for the first look of a database's resolver. */
+#define FIRST_LOOK_US (15 * USECS_PER_SEC)
+
 TwophaseShared *twophase_shared = NULL;
 
 PG_FUNCTION_INFO_V1(coord_internal_twophase_sessions);
@@ -373,6 +376,41 @@ twophase_resolver_is_gone(Oid oid)
 	TwophaseDatabase *database = find_database(oid, false);
 
 	return database == NULL || (database->resolver_pid == 0 && !database->starting);
+}
+
+/*
+ * What is not finished in a database, as far as is known here, for who wants to drop
+ * it.  Waits for the resolver's first look since the server started, if there is one
+ * to come.
+ */
+void
+twophase_unresolved(Oid oid, int64 *in_doubt, int64 *unacknowledged, int64 *active,
+					int64 *unreachable)
+{
+	TwophaseDatabase *database = find_database(oid, false);
+	TimestampTz until = GetCurrentTimestamp() + FIRST_LOOK_US;
+
+	*in_doubt = *unacknowledged = *active = *unreachable = 0;
+	if (database == NULL)
+		return;
+	while (!database->looked && GetCurrentTimestamp() < until &&
+		   (database->wanted || database->starting || database->resolver_pid != 0))
+	{
+		CHECK_FOR_INTERRUPTS();
+		pg_usleep(20000);
+	}
+	LWLockAcquire(&twophase_shared->lock, LW_SHARED);
+	*in_doubt = database->nunresolved;
+	*unacknowledged = database->nunacknowledged;
+	*unreachable = database->nunreachable;
+	LWLockRelease(&twophase_shared->lock);
+	for (int i = 0; i < twophase_shared->nsessions; i++)
+	{
+		TwophaseSession *session = &twophase_shared->sessions[i];
+
+		if (session->database == oid && pg_atomic_read_u64(&session->gtid) != 0)
+			(*active)++;
+	}
 }
 
 /* ----------------------------------------------------------------

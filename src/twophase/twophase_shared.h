@@ -59,7 +59,9 @@ typedef struct TwophaseDatabase
 	int64		unacknowledged[TWOPHASE_UNACKNOWLEDGED];
 
 	/* What the resolver found last. */
+	bool		looked;
 	int			nunresolved;	/* gids that are not finished, and in doubt */
+	int			nunreachable;	/* participants that could not be asked */
 	int64		resurrected;
 	int64		committed;
 	int64		rolled_back;
@@ -94,6 +96,8 @@ extern bool twophase_is_active(int64 gtid);
 extern int64 twophase_oldest_active(void);
 extern void twophase_want_resolver(TwophaseDatabase *database, TimestampTz at);
 extern void twophase_expect_late(TwophaseDatabase *database, int64 us);
+extern void twophase_unresolved(Oid database, int64 *in_doubt, int64 *unacknowledged,
+								int64 *active, int64 *unreachable);
 extern void twophase_told(TwophaseDatabase *database, int64 gtid);
 extern void twophase_not_acknowledged(TwophaseDatabase *database, int64 gtid);
 

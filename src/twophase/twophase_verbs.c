@@ -22,6 +22,7 @@
 #include "base/query.h"
 #include "lock/lock.h"
 #include "twophase/branch.h"
+#include "twophase/repair.h"
 #include "twophase/resolve.h"
 #include "twophase/twophase_app.h"
 #include "twophase/twophase_shared.h"
@@ -29,17 +30,6 @@
 PG_FUNCTION_INFO_V1(coord_twophase_outcome);
 PG_FUNCTION_INFO_V1(coord_twophase_resolve);
 PG_FUNCTION_INFO_V1(coord_internal_gid_gtid);
-
-/* 42501 unless the caller rules here. */
-static void
-check_admin(const char *function)
-{
-	if (!access_sees_all(GetUserId()))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied for function %s", function),
-				 errdetail("It is for members of coord_admin.")));
-}
 
 /* Is there a decision to commit it?  As of now, whatever snapshot the caller has. */
 static bool
@@ -117,9 +107,7 @@ coord_twophase_resolve(PG_FUNCTION_ARGS)
 	Oid			server = InvalidOid;
 	ListCell   *cell;
 
-	check_admin("coord.twophase_resolve");
-	check_not_in_recovery("coord.twophase_resolve()");
-	branch_be_ready();
+	repair_check("coord.twophase_resolve");
 	if (!PG_ARGISNULL(0))
 		server = GetForeignServerByName(NameStr(*PG_GETARG_NAME(0)), false)->serverid;
 	InitMaterializedSRF(fcinfo, 0);
