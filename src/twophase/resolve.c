@@ -99,19 +99,17 @@ read_targets(int *count, Oid server)
 		"SELECT p.mapping, p.server, p.role, p.acked_gtid, m.umuser"
 		" FROM coord_internal.twophase_participant p"
 		" LEFT JOIN pg_user_mapping m ON m.oid = p.mapping"
-		" WHERE p.server = $1 OR $1 = 0 ORDER BY p.mapping LIMIT $2",
-		2, {OIDOID, INT4OID}
+		" WHERE p.server = $1 OR $1 = 0 ORDER BY p.mapping",
+		1, {OIDOID}
 	};
 	MemoryContext context = CurrentMemoryContext;
 	QueryScope	scope;
 	Target	   *targets;
-	Datum		values[2];
+	Datum		value = ObjectIdGetDatum(server);
 	uint64		rows;
 
-	values[0] = ObjectIdGetDatum(server);
-	values[1] = Int32GetDatum(COORD_MAX_PARTICIPANTS);
 	query_begin(&scope);
-	rows = query_run_latest(&read, values, NULL, 0);
+	rows = query_run_latest(&read, &value, NULL, 0);
 	targets = MemoryContextAllocZero(context, sizeof(Target) * Max(rows, 1));
 	for (uint64 i = 0; i < rows; i++)
 	{
@@ -514,7 +512,7 @@ go_on(Target *target, TwophaseDatabase *database)
 	}
 }
 
-/* Ask all, each at its own pace. */
+/* Ask all of a piece, each at its own pace. */
 static void
 ask_all(Target *targets, int count, TwophaseDatabase *database)
 {
@@ -823,9 +821,28 @@ resolve(TwophaseDatabase *database, Oid server, List **resolutions)
 	resolve_take_turn();
 	forget_dropped();
 	targets = read_targets(&count, server);
-	for (int i = 0; i < count; i++)
-		open_target(&targets[i]);
-	ask_all(targets, count, database);
+	PG_TRY();
+	{
+		for (int first = 0; first < count; first += COORD_MAX_PARTICIPANTS)
+		{
+			int			n = Min(count - first, COORD_MAX_PARTICIPANTS);
+
+			for (int i = first; i < first + n; i++)
+				open_target(&targets[i]);
+			ask_all(&targets[first], n, database);
+		}
+	}
+	PG_CATCH();
+	{
+		/* The locks over there must not stay. */
+		for (int i = 0; i < count; i++)
+		{
+			if (targets[i].remote != NULL)
+				remote_close(targets[i].remote);
+		}
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
 	if (!OidIsValid(server))
 		settle_adopted(targets, count);
 	DEBUG_POINT("resolver_before_note");

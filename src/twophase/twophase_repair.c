@@ -331,7 +331,7 @@ check_not_contradicted(const char *text, const Gid *gid, bool commit)
 	if (decided)
 		return;
 	if (commit && gid->incarnation == twophase_database()->incarnation &&
-		gid->gtid >= lock_token_age(guc_twophase_retention * USECS_PER_MINUTE))
+		gid->gtid > resolve_forgotten())
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("transaction " INT64_FORMAT " is aborted", gid->gtid),

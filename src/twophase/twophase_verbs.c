@@ -7,6 +7,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "foreign/foreign.h"
@@ -108,6 +109,12 @@ coord_twophase_resolve(PG_FUNCTION_ARGS)
 	ListCell   *cell;
 
 	repair_check("coord.twophase_resolve");
+
+	/* What it does there is not undone, and the resolver waits for its turn. */
+	if (IsTransactionBlock())
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("coord.twophase_resolve() cannot run inside a transaction block")));
 	if (!PG_ARGISNULL(0))
 		server = GetForeignServerByName(NameStr(*PG_GETARG_NAME(0)), false)->serverid;
 	InitMaterializedSRF(fcinfo, 0);
