@@ -803,24 +803,10 @@ forget_dropped(void)
 	query_end(&scope);
 }
 
-/*
- * Look at all participants that are written down, or at one server's, and finish
- * there what is decided.  In "resolutions", unless NULL, what was done.  Returns
- * whether nothing is left to be tried again soon.  Requires a transaction.
- */
-bool
-resolve(TwophaseDatabase *database, Oid server, List **resolutions)
+/* Ask all, as many at a time as are waited for together. */
+static void
+ask_in_pieces(Target *targets, int count, TwophaseDatabase *database)
 {
-	QueryScope	scope;
-	Target	   *targets;
-	int			count;
-	bool		all = true;
-	int			unresolved = 0;
-	int			unreachable = 0;
-
-	resolve_take_turn();
-	forget_dropped();
-	targets = read_targets(&count, server);
 	PG_TRY();
 	{
 		for (int first = 0; first < count; first += COORD_MAX_PARTICIPANTS)
@@ -843,6 +829,27 @@ resolve(TwophaseDatabase *database, Oid server, List **resolutions)
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
+}
+
+/*
+ * Look at all participants that are written down, or at one server's, and finish
+ * there what is decided.  In "resolutions", unless NULL, what was done.  Returns
+ * whether nothing is left to be tried again soon.  Requires a transaction.
+ */
+bool
+resolve(TwophaseDatabase *database, Oid server, List **resolutions)
+{
+	QueryScope	scope;
+	Target	   *targets;
+	int			count;
+	bool		all = true;
+	int			unresolved = 0;
+	int			unreachable = 0;
+
+	resolve_take_turn();
+	forget_dropped();
+	targets = read_targets(&count, server);
+	ask_in_pieces(targets, count, database);
 	if (!OidIsValid(server))
 		settle_adopted(targets, count);
 	DEBUG_POINT("resolver_before_note");
