@@ -407,6 +407,8 @@ run(void)
 			look_at = now;		/* the clock was set back */
 		if (mine->late_until > now + LATE_MAX_US)
 			mine->late_until = now + LATE_MAX_US;
+		if (wanted)
+			retry_us = RETRY_MIN_US;	/* something new */
 		if (wanted || mine->covered_until < now)
 			answer_requests();
 		if (wanted || (look_at != 0 && look_at <= now))
