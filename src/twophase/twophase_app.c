@@ -449,7 +449,7 @@ coord_twophase_enlist(PG_FUNCTION_ARGS)
 	char	   *participant;
 	char	   *prepare;
 	char	   *commit;
-	char	   *abort;
+	char	   *undo;
 	char	   *queue;
 	int64		definition = 0;
 	QueryScope	scope;
@@ -462,7 +462,7 @@ coord_twophase_enlist(PG_FUNCTION_ARGS)
 	check_name("participant", participant);
 	prepare = check_text(fcinfo, 2, "prepare");
 	commit = check_optional_text(fcinfo, 3);
-	abort = check_optional_text(fcinfo, 4);
+	undo = check_optional_text(fcinfo, 4);
 	queue = check_optional_text(fcinfo, 5);
 	check_may_act("coord.twophase_enlist()");
 	if (queue != NULL && !PG_ARGISNULL(6))
@@ -473,7 +473,7 @@ coord_twophase_enlist(PG_FUNCTION_ARGS)
 	{
 		int			nargs;
 
-		if (commit != NULL || abort != NULL)
+		if (commit != NULL || undo != NULL)
 			bad_participant("With a server there is no commit and no abort: PostgreSQL's own do that.");
 		twophase_check_server(NameStr(*PG_GETARG_NAME(6)));
 		branch_check_statement(prepare);
@@ -488,9 +488,9 @@ coord_twophase_enlist(PG_FUNCTION_ARGS)
 		{
 			/* A worker tells by the phase, too. */
 			commit = commit ? commit : prepare;
-			abort = abort ? abort : prepare;
+			undo = undo ? undo : prepare;
 		}
-		definition = saga_participant_define(prepare, commit, abort, queue);
+		definition = saga_participant_define(prepare, commit, undo, queue);
 	}
 
 	query_begin(&scope);
