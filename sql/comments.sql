@@ -621,12 +621,53 @@ Example: SELECT coord.twophase_current();$$;
 
 COMMENT ON FUNCTION coord.twophase_outcome(bigint) IS
 $$What became of a transaction with participants.
-gtid: required, from coord.twophase_current() or coord.twophase_run().
+gtid: required, from coord.twophase_current(), coord.twophase_run() or coord.twophase_begin().
 Returns pending: its session is at it; committed; aborted; in_doubt: prepared by an earlier incarnation of this database and not decided,
 see coord.twophase_in_doubt; unknown: older than coord.twophase_retention, of an earlier incarnation, or an id that was never given out.
-Whoever knows the id may ask.
+Whoever knows the id may ask; after one of an application only who may use it, to others it is unknown.
 Errors: 22004 null; 55000 no launcher or resolver; 25006 on a standby.
 Example: SELECT coord.twophase_outcome(845000000000000);$$;
+
+COMMENT ON FUNCTION coord.twophase_begin(text, interval) IS
+$$Begins a two-phase commit of an application: participants are functions of this database, workers outside, or servers. Part of the
+caller's transaction, and to be committed before CALL coord.twophase_commit().
+label: optional, for people, at most 200 bytes; need not be unique.
+timeout: from now on until it must be decided; then it is aborted, whatever became of the session. Less than coord.twophase_retention.
+Returns its id, for the other functions; members of the role that began it and of coord_admin may use it.
+Errors: 22023 timeout; 42622 label too long; 55000 a copy that was not resumed; 25006 on a standby.
+Example: SELECT coord.twophase_begin('order 42', '30 s');$$;
+
+COMMENT ON FUNCTION coord.twophase_enlist(bigint, text, text, text, text, text, name, jsonb) IS
+$$Adds a participant to a two-phase commit of an application. Nothing is asked of it before CALL coord.twophase_commit(). The same once
+more changes nothing.
+gtid: required, from coord.twophase_begin(). participant: required, its name in this transaction.
+prepare, commit, abort: without queue and server functions, prepare(jsonb) RETURNS boolean, the others RETURNS void or jsonb. Each runs in
+a transaction of its own as the role that enlists; false, null or an error that does not pass by itself is a no. commit and abort may be
+left out, and are tried until they succeed. They are given payload with gtid, participant and idempotency_key.
+queue: the three are labels of tasks for workers outside, see coord.task_claim(), phases prepare, commit and abort: completing is yes,
+failing is no. abort may come without prepare. Left out, commit and abort have the label of prepare.
+server: prepare is one statement that is run there by the mapping of the role that enlists, and prepared and committed by PostgreSQL's
+own means. payload: its $1, $2, as args of coord.remote_exec().
+payload: optional, an object for functions and workers.
+Errors: 42704 no such transaction, or not to be seen; 55000 participants are asked already, it is decided, or its time is up; 42710 another
+participant has this name; 22004, 22023 arguments; 42883, 42P13, 42501 functions; as coord.remote_exec() for a server.
+Example: SELECT coord.twophase_enlist(845000000000000, 'stock', 'shop.reserve', 'shop.confirm', 'shop.release', payload => '{"sku": 7}');$$;
+
+COMMENT ON PROCEDURE coord.twophase_commit(bigint, text) IS
+$$Asks all participants to prepare, until the timeout; commits if all say yes, else aborts; and tells them. Not in a transaction block.
+gtid: required, from coord.twophase_begin().
+outcome: committed or aborted; coord.twophase_transactions has the reason. A WARNING names participants that are not through with commit
+within coord.twophase_phase2_timeout: they are told until they are. May be repeated, also by another session when one was lost in it.
+Errors: 42704 no such transaction, or not to be seen; 22004 null; 25001 in a transaction block; 55000 a copy, or with servers no launcher
+or resolver; 25006 on a standby.
+Example: CALL coord.twophase_commit(845000000000000);$$;
+
+COMMENT ON FUNCTION coord.twophase_abort(bigint, text) IS
+$$Aborts a two-phase commit of an application that is not decided. Part of the caller's transaction.
+gtid: required, from coord.twophase_begin(). reason: optional, kept in coord.twophase_transactions.
+Returns aborted. Of one that is aborted already it changes nothing.
+Errors: 42704 no such transaction, or not to be seen; 22004 null; ZC006 it is committed; 25006 on a standby.
+Example: SELECT coord.twophase_abort(845000000000000, 'customer left');$$;
 
 COMMENT ON FUNCTION coord.branch(name, text, jsonb, bigint) IS
 $$Describes one branch of a transaction for coord.twophase_run(). Checks nothing of the server and runs nothing.
@@ -918,6 +959,33 @@ COMMENT ON COLUMN coord.twophase_in_doubt.owner IS 'The role there that prepared
 COMMENT ON COLUMN coord.twophase_in_doubt.reason IS 'Why it is in doubt.';
 COMMENT ON COLUMN coord.twophase_in_doubt.repair IS 'The statement that ends it, once somebody has found out how it must end.';
 
+COMMENT ON VIEW coord.twophase_transactions IS
+$$Two-phase commits of applications, see coord.twophase_begin(), until coord.twophase_retention after they are decided: those of roles
+that the reader is a member of, all for coord_admin and pg_monitor.$$;
+COMMENT ON COLUMN coord.twophase_transactions.gtid IS 'Its id.';
+COMMENT ON COLUMN coord.twophase_transactions.label IS 'As it was begun with.';
+COMMENT ON COLUMN coord.twophase_transactions.status IS 'open, preparing, committed or aborted; see coord.state_machine(''twophase'').';
+COMMENT ON COLUMN coord.twophase_transactions.owner IS 'The role that began it.';
+COMMENT ON COLUMN coord.twophase_transactions.participants IS 'How many are enlisted.';
+COMMENT ON COLUMN coord.twophase_transactions.created_at IS 'When it was begun.';
+COMMENT ON COLUMN coord.twophase_transactions.deadline_at IS 'When it is aborted unless it is decided.';
+COMMENT ON COLUMN coord.twophase_transactions.decided_at IS 'When it was decided.';
+COMMENT ON COLUMN coord.twophase_transactions.reason IS 'Why it was aborted.';
+COMMENT ON COLUMN coord.twophase_transactions.correlation_id IS 'coord.correlation_id of the session that began it.';
+
+COMMENT ON VIEW coord.twophase_participants IS
+$$Who takes part in two-phase commits of applications: in those of roles that the reader is a member of, and what such roles enlisted; all
+for coord_admin and pg_monitor.$$;
+COMMENT ON COLUMN coord.twophase_participants.gtid IS 'The transaction.';
+COMMENT ON COLUMN coord.twophase_participants.participant IS 'Its name.';
+COMMENT ON COLUMN coord.twophase_participants.kind IS 'functions, queue or server.';
+COMMENT ON COLUMN coord.twophase_participants.state IS 'enlisted, preparing, prepared (it said yes), committing, committed, aborting, aborted; suspended: it cannot be run, see coord.stuck.';
+COMMENT ON COLUMN coord.twophase_participants.owner IS 'The role that enlisted it, and that it runs as.';
+COMMENT ON COLUMN coord.twophase_participants.server_name IS 'Its server.';
+COMMENT ON COLUMN coord.twophase_participants.queue IS 'Its queue.';
+COMMENT ON COLUMN coord.twophase_participants.saga_id IS 'The saga that carries it, for coord.saga_log and coord.saga_retry(); null before it is asked, and for a server.';
+COMMENT ON COLUMN coord.twophase_participants.error IS 'Of the last attempt that failed.';
+
 COMMENT ON VIEW coord.twophase_servers IS
 $$Participants that have been used, one for each user mapping, and what came of the resolver's last look: those that a role uses
 of which the reader is a member, all for coord_admin and pg_monitor.$$;
@@ -974,6 +1042,8 @@ COMMENT ON TABLE coord_internal.twophase_participant IS 'Where the resolver look
 COMMENT ON TABLE coord_internal.twophase_decision IS 'Transactions that committed, partitioned by time.';
 COMMENT ON TABLE coord_internal.twophase_in_doubt IS 'What is prepared somewhere and not the resolver''s to decide.';
 COMMENT ON TABLE coord_internal.twophase_log IS 'What operators did, and what the resolver did not expect.';
+COMMENT ON TABLE coord_internal.twophase_app IS 'Two-phase commits of applications; the row is the decision.';
+COMMENT ON TABLE coord_internal.twophase_app_participant IS 'Their participants.';
 COMMENT ON SEQUENCE coord_internal.twophase_log_id IS 'Order of rows in that log.';
 COMMENT ON FUNCTION coord_internal.twophase_sessions() IS 'Sessions in the middle of a commit, from shared memory.';
 COMMENT ON FUNCTION coord_internal.twophase_unacknowledged() IS 'Decisions of this run that not all have acknowledged, from shared memory.';

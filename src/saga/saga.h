@@ -43,7 +43,7 @@ typedef enum SagaVote
 	SAGA_VOTE_NO
 } SagaVote;
 
-extern int64 saga_participant_define(const char *prepare, const char *commit, const char *abort,
+extern int64 saga_participant_define(const char *prepare, const char *commit, const char *undo,
 									 const char *queue);
 extern int64 saga_participant_start(int64 definition, Oid owner, int64 gtid,
 									const char *participant, Jsonb *payload,

@@ -392,8 +392,7 @@ invoke(Turn *turn, Saga *saga, int ordinal, Phase phase, FunctionEntry *entry,
 		if (entry->returns_bool && (fcinfo->isnull || !DatumGetBool(value)))
 			ereport(ERROR,
 					(errcode(ERRCODE_RAISE_EXCEPTION),
-					 errmsg("participant \"%s\" said no",
-							json_get_text(saga->input, "participant"))));
+					 errmsg("it returned %s", fcinfo->isnull ? "null" : "false")));
 		if (!fcinfo->isnull && !entry->returns_void && !entry->returns_bool)
 			*result = DatumGetJsonbP(value);
 		DEBUG_POINT("saga_after_call");

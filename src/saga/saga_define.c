@@ -327,7 +327,7 @@ saga_name_unknown(const char *name)
 	query_end(&scope);
 	for (uint64 i = 0; i < rows; i++)
 	{
-		if (access_may_act(owners[i], "saga", names[i]))
+		if (!saga_name_is_reserved(names[i]) && access_may_act(owners[i], "saga", names[i]))
 			candidates = lappend(candidates, names[i]);
 	}
 
@@ -573,8 +573,8 @@ saga_name_is_reserved(const char *name)
 	return strncmp(name, RESERVED, strlen(RESERVED)) == 0;
 }
 
-static void
-check_not_reserved(const char *name)
+void
+saga_check_not_reserved(const char *name)
 {
 	if (saga_name_is_reserved(name))
 		ereport(ERROR,
@@ -699,7 +699,7 @@ define_for_user(const char *name, Jsonb *document)
 	JsonbValue	value;
 	int64		definition;
 
-	check_not_reserved(name);
+	saga_check_not_reserved(name);
 	if (json_is_object(document) && json_get(document, "participant", &value) != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -852,7 +852,7 @@ coord_saga_activate(PG_FUNCTION_ARGS)
 	int			version;
 
 	installation_check();
-	check_not_reserved(name);
+	saga_check_not_reserved(name);
 	check_required(fcinfo, 1, "version");
 	version = PG_GETARG_INT32(1);
 	if (lock_own_name(name) == version)
@@ -907,7 +907,7 @@ coord_saga_drop(PG_FUNCTION_ARGS)
 	int64		instances;
 
 	installation_check();
-	check_not_reserved(name);
+	saga_check_not_reserved(name);
 	owner = saga_name_owner(name);
 	if (!OidIsValid(owner) ||
 		(!is_member_of_role(user, owner) && !access_sees_all(user)))

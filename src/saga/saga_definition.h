@@ -95,6 +95,7 @@ extern SagaDef *saga_definition_parse(Jsonb *document, bool resolve);
 extern SagaDef *saga_definition_by_id(int64 id);
 extern int64 saga_define_participant(const char *name, Jsonb *document);
 extern bool saga_name_is_reserved(const char *name);
+extern void saga_check_not_reserved(const char *name);
 extern int64 saga_definition_lookup(const char *name, int version);
 extern void saga_definition_check_execute(const SagaDef *def, Oid role);
 extern Oid	saga_function_usable(const char *qualified, Oid role);

@@ -64,10 +64,10 @@ write_step(JsonWriter *writer, const char *name, const char *action, const char 
  * current user's.
  */
 int64
-saga_participant_define(const char *prepare, const char *commit, const char *abort,
+saga_participant_define(const char *prepare, const char *commit, const char *undo,
 						const char *queue)
 {
-	const char *texts[] = {prepare, commit, abort, queue};
+	const char *texts[] = {prepare, commit, undo, queue};
 	JsonWriter	writer = {0};
 	uint64		hash = 0;
 
@@ -83,7 +83,7 @@ saga_participant_define(const char *prepare, const char *commit, const char *abo
 	json_bool(&writer, true);
 	json_key(&writer, "steps");
 	json_begin_array(&writer);
-	write_step(&writer, "prepare", prepare, abort, queue);
+	write_step(&writer, "prepare", prepare, undo, queue);
 	json_begin_object(&writer);
 	json_key(&writer, "name");
 	json_string(&writer, DECISION);

@@ -228,8 +228,7 @@ saga_start(const StartOptions *options, bool *existing)
 		def = saga_definition_by_id(options->definition);
 	else
 	{
-		if (saga_name_is_reserved(options->name))
-			saga_name_unknown(options->name);
+		saga_check_not_reserved(options->name);
 		saga_lock_name(options->name, AccessShareLock);
 		def = saga_definition_by_id(saga_definition_lookup(options->name, options->version));
 	}

@@ -493,7 +493,8 @@ coord_twophase_commit(PG_FUNCTION_ARGS)
 		if (!is_decided(&committing.app) && gather(&committing) &&
 			!is_decided(&committing.app))
 			decide(&committing);
-		finish(&committing);
+		if (is_decided(&committing.app))
+			finish(&committing);
 	}
 
 	/* As it is now, whoever decided. */

@@ -120,7 +120,10 @@ resolver_exit(int code, Datum arg)
 	doorbell_wake_launcher();
 }
 
-/* Go home.  "at": when to come again; 0: when called. */
+/*
+ * Go home.  "at": when to come again, unless it is asked for sooner; DT_NOEND: only
+ * when it is asked for; 0: it may not act, and whatever was asked for is forgotten.
+ */
 static void
 finish(TimestampTz at)
 {
@@ -131,7 +134,8 @@ finish(TimestampTz at)
 		return;
 	}
 	mine->resolver_pid = 0;
-	mine->next_at = at;
+	if (at == 0 || mine->next_at == 0 || mine->next_at > at)
+		mine->next_at = at == DT_NOEND ? 0 : at;
 	LWLockRelease(&twophase_shared->lock);
 	orderly_end = true;
 	proc_exit(0);
@@ -437,9 +441,9 @@ run(void)
 		}
 		if (now - idle_since > STAY_US || now < idle_since)
 		{
-			TimestampTz at = look_at == 0 || (next != 0 && next < look_at) ? next : look_at;
+			TimestampTz at = Min(look_at == 0 ? DT_NOEND : look_at, next == 0 ? DT_NOEND : next);
 
-			if (at == 0 || at > now + STAY_US)
+			if (at > now + STAY_US)
 				finish(at);
 			idle_since = now;
 		}
