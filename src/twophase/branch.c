@@ -479,9 +479,9 @@ branch_roll_back_to(Branch *branch, int level)
 
 /* The transaction has ended.  Raises nothing. */
 void
-branch_forget_all(void)
+branch_forget_all(bool told)
 {
 	for (int i = 0; i < nbranches; i++)
-		remote_release(branches[i].remote);
+		remote_release(branches[i].remote, told);
 	nbranches = 0;
 }

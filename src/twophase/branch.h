@@ -50,7 +50,7 @@ extern void branch_check_statement(const char *sql);
 extern void branch_send_begin(Branch *branch);
 extern void branch_note_xid(Branch *branch, const PGresult *result);
 extern void branch_roll_back_to(Branch *branch, int level);
-extern void branch_forget_all(void);
+extern void branch_forget_all(bool told);
 
 /* commit.c */
 extern void twophase_enlisted(void);

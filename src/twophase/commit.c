@@ -72,6 +72,9 @@ static bool own_phase_two = false;
 /* It is due: the transaction that decided has committed. */
 static bool phase_two_due = false;
 
+/* Participants were told to commit, and their answers are not waited for. */
+static bool only_told = false;
+
 /* The resolver is to be woken. */
 static bool left_over = false;
 
@@ -545,12 +548,13 @@ static void
 forget(void)
 {
 	bool		wake = left_over;
+	bool		told = only_told;
 
 	if (nbranches > 0 || branch_gtid != 0)
 		leave_active();
-	branch_forget_all();
+	branch_forget_all(told);
 	branch_gtid = 0;
-	decided = closing = own_phase_two = phase_two_due = left_over = false;
+	decided = closing = own_phase_two = phase_two_due = left_over = only_told = false;
 	if (wake)
 		twophase_want_resolver(twophase_database(), 0);
 }
@@ -613,7 +617,10 @@ twophase_phase_two(int64 gtid, bool wait)
 		if (left > 0 && wait)
 			why = "No answer within coord.twophase_phase2_timeout, or not the expected one.";
 		else if (left > 0)
+		{
 			twophase_told(twophase_database(), branch_gtid);
+			only_told = true;
+		}
 	}
 	if (why != NULL)
 		hand_over(why);

@@ -17,7 +17,8 @@
  *
  * What survives a transaction on the other side (settings, session locks,
  * temporary tables) must not reach the next one: a connection that is given back
- * is reset, and the answer to that is read when the connection is used next.  Where
+ * is reset, and the answers to that are passed over when it is used next, so it costs
+ * no round trip.  Where
  * a pooler is between, which is told by a backend PID that is not the one libpq
  * was told, sessions are the pooler's: nothing is kept prepared and nothing reset.
  *
@@ -56,12 +57,20 @@
 #define ASK \
 	"SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery()"
 
-/* Makes a session as it was when it began. */
-#define RESET \
-	"SET SESSION AUTHORIZATION DEFAULT; RESET ALL; CLOSE ALL; UNLISTEN *;" \
-	" SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP;" \
-	" SET lock_timeout = %d; SET datestyle = ISO; SET intervalstyle = postgres;" \
-	" SET extra_float_digits = 3; SET bytea_output = hex"
+/* Make a session as it was when it began; $1 of the last is lock_timeout. */
+static const char *const reset[] = {
+	"SET SESSION AUTHORIZATION DEFAULT",
+	"RESET ALL",
+	"CLOSE ALL",
+	"UNLISTEN *",
+	"DISCARD TEMP",
+	"SELECT pg_catalog.pg_advisory_unlock_all(),"
+	" pg_catalog.set_config('lock_timeout', $1, false),"
+	" pg_catalog.set_config('datestyle', 'ISO', false),"
+	" pg_catalog.set_config('intervalstyle', 'postgres', false),"
+	" pg_catalog.set_config('extra_float_digits', '3', false),"
+	" pg_catalog.set_config('bytea_output', 'hex', false)"
+};
 
 /* Real time that does not jump, also where coord.test_now is set; us. */
 int64
@@ -262,8 +271,12 @@ close_all(int code, Datum arg)
 	{
 		Remote	   *remote = dlist_container(Remote, node, iter.cur);
 
-		if (n < COORD_MAX_PARTICIPANTS &&
-			(remote->state == REMOTE_BUSY || remote->state == REMOTE_RESETTING))
+		if (n < COORD_MAX_PARTICIPANTS && remote->state == REMOTE_IDLE && remote->skip > 0)
+		{
+			remote_batch(remote);
+			(void) remote_go(remote);
+		}
+		if (n < COORD_MAX_PARTICIPANTS && remote->state == REMOTE_BUSY)
 			list[n++] = remote;
 	}
 	(void) remote_wait(list, n, remote_now() + EXIT_US, false);
@@ -339,7 +352,8 @@ remote_close(Remote *remote)
 	}
 	remote->conn = NULL;
 	remote->state = REMOTE_CLOSED;
-	remote->in_use = remote->reset_after = false;
+	remote->in_use = remote->reset_prepared = false;
+	remote->skip = 0;
 }
 
 /* Begin to connect, if it is closed or broken.  Raises nothing but out of memory. */
@@ -385,16 +399,34 @@ send_simple(Remote *remote, const char *sql, RemoteState state)
 	return state;
 }
 
+/*
+ * Make the session as new, behind whatever is under way; the answers are passed over.
+ * The statements are prepared by the first call.  Raises nothing.
+ */
 static RemoteState
 send_reset(Remote *remote)
 {
-	char		sql[512];
+	char		timeout[16];
+	const char *values[1] = {timeout};
+	bool		sent = true;
 
-	if (PQpipelineStatus(remote->conn) != PQ_PIPELINE_OFF && !PQexitPipelineMode(remote->conn))
-		return REMOTE_BROKEN;
 	remote->lock_timeout = guc_twophase_lock_timeout;
-	snprintf(sql, sizeof(sql), RESET, remote->lock_timeout);
-	return send_simple(remote, sql, REMOTE_RESETTING);
+	snprintf(timeout, sizeof(timeout), "%d", remote->lock_timeout);
+	for (int i = 0; i < lengthof(reset) && sent; i++)
+	{
+		int			n = i == lengthof(reset) - 1 ? 1 : 0;
+		char		name[32];
+
+		snprintf(name, sizeof(name), "coord_reset_%d", i);
+		if (!remote->reset_prepared)
+			sent = PQsendPrepare(remote->conn, name, reset[i], 0, NULL);
+		sent = sent && PQsendQueryPrepared(remote->conn, name, n, values, NULL, NULL, 0);
+	}
+	remote->reset_prepared = true;
+	if (!sent || !PQpipelineSync(remote->conn) || PQflush(remote->conn) < 0)
+		return REMOTE_BROKEN;
+	remote->skip++;
+	return REMOTE_IDLE;
 }
 
 /* A step of connecting. */
@@ -419,9 +451,9 @@ look_connecting(Remote *remote)
 	}
 }
 
-/* What comes as the answer to a string of commands; the last row is kept. */
+/* What comes as the answer to the question who is there. */
 static RemoteState
-look_simple(Remote *remote)
+look_asking(Remote *remote)
 {
 	PGresult   *result;
 	bool		failed = false;
@@ -433,12 +465,11 @@ look_simple(Remote *remote)
 		{
 			if (PQstatus(remote->conn) == CONNECTION_BAD)
 				return REMOTE_BROKEN;
-			if (remote->state == REMOTE_ASKING && !remote->pooled)
-				return send_reset(remote);
-			return PQenterPipelineMode(remote->conn) ? REMOTE_IDLE : REMOTE_BROKEN;
+			if (!PQenterPipelineMode(remote->conn))
+				return REMOTE_BROKEN;
+			return remote->pooled ? REMOTE_IDLE : send_reset(remote);
 		}
-		if (PQresultStatus(result) == PGRES_TUPLES_OK && remote->state == REMOTE_ASKING &&
-			PQntuples(result) == 1)
+		if (PQresultStatus(result) == PGRES_TUPLES_OK && PQntuples(result) == 1)
 		{
 			remote->pooled = atoi(PQgetvalue(result, 0, 0)) != PQbackendPID(remote->conn);
 			remote->in_recovery = PQgetvalue(result, 0, 1)[0] == 't';
@@ -452,10 +483,42 @@ look_simple(Remote *remote)
 	return remote->state;
 }
 
+/* Pass over what nobody waits for; false: an error is among it. */
+static bool
+skip_answers(Remote *remote)
+{
+	while (remote->skip > 0 && !PQisBusy(remote->conn))
+	{
+		PGresult   *result = PQgetResult(remote->conn);
+		ExecStatusType status = result ? PQresultStatus(result) : PGRES_COMMAND_OK;
+
+		if (result == NULL && PQstatus(remote->conn) == CONNECTION_BAD)
+			return false;
+		PQclear(result);
+		if (status == PGRES_PIPELINE_SYNC)
+			remote->skip--;
+		else if (status == PGRES_FATAL_ERROR)
+			return false;
+	}
+	if (remote->skip == 0)
+		return true;
+	return PQstatus(remote->conn) != CONNECTION_BAD;
+}
+
 /* What comes as answers to a batch. */
 static RemoteState
 look_batch(Remote *remote)
 {
+	bool		skipping = remote->skip > 0;
+
+	if (!skip_answers(remote))
+		return REMOTE_BROKEN;
+	if (remote->skip > 0)
+		return REMOTE_BUSY;
+
+	/* A warning that came with those is not the batch's. */
+	if (skipping)
+		remote->warned = false;
 	while (!PQisBusy(remote->conn))
 	{
 		PGresult   *result = PQgetResult(remote->conn);
@@ -473,13 +536,7 @@ look_batch(Remote *remote)
 		{
 			case PGRES_PIPELINE_SYNC:
 				PQclear(result);
-				if (!remote->reset_after)
-					return REMOTE_IDLE;
-				remote->reset_after = false;
-				if (remote_error(remote) != NULL)
-					return REMOTE_BROKEN;
-				remote->connect_until = remote_now() + CONNECT_TIMEOUT_US;
-				return send_reset(remote);
+				return REMOTE_IDLE;
 			case PGRES_COPY_IN:
 			case PGRES_COPY_OUT:
 			case PGRES_COPY_BOTH:
@@ -509,7 +566,7 @@ bool
 remote_is_under_way(const Remote *remote)
 {
 	return remote->state == REMOTE_CONNECTING || remote->state == REMOTE_ASKING ||
-		remote->state == REMOTE_RESETTING || remote->state == REMOTE_BUSY;
+		remote->state == REMOTE_BUSY;
 }
 
 /* Take what has come, without waiting; is an answer still to come? */
@@ -523,7 +580,7 @@ look_at(Remote *remote)
 		else if (remote->state == REMOTE_BUSY)
 			remote->state = look_batch(remote);
 		else
-			remote->state = look_simple(remote);
+			remote->state = look_asking(remote);
 	}
 	if (remote_is_under_way(remote) && remote->state != REMOTE_BUSY &&
 		remote_now() > remote->connect_until)
@@ -611,8 +668,10 @@ remote_connect(Remote *remote, int64 until)
 	{
 		bool		reused = remote->state != REMOTE_CLOSED && remote->state != REMOTE_BROKEN;
 
-		if (remote->state == REMOTE_RESETTING)
-			remote->connect_until = remote_now() + CONNECT_TIMEOUT_US;
+		/* One that was lost meanwhile is found out. */
+		if (remote->state == REMOTE_IDLE &&
+			(!PQconsumeInput(remote->conn) || !skip_answers(remote)))
+			remote->state = REMOTE_BROKEN;
 		remote_start(remote);
 		(void) remote_wait(&remote, 1, until, true);
 		if (remote->state == REMOTE_IDLE)
@@ -765,17 +824,18 @@ remote_cancel(Remote *remote, int64 until)
 
 /*
  * The transaction is over on this connection.  It is kept and made as new if all
- * is answered; else closed.  Raises nothing.
+ * is answered, or if it was only "told" to finish, the answer being passed over at
+ * the next use; else closed.  Raises nothing.
  */
 void
-remote_release(Remote *remote)
+remote_release(Remote *remote, bool told)
 {
 	remote->in_use = false;
-
-	/* Told to finish, and not listened to: what it says is read at the next use. */
-	if (remote->state == REMOTE_BUSY && !remote->pooled)
+	if (told && remote->state == REMOTE_BUSY && !remote->pooled && !remote->stale)
 	{
-		remote->reset_after = true;
+		remote_batch(remote);
+		remote->skip++;
+		remote->state = send_reset(remote);
 		return;
 	}
 	remote_batch(remote);

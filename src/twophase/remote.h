@@ -31,7 +31,6 @@ typedef enum RemoteState
 	REMOTE_CLOSED,
 	REMOTE_CONNECTING,
 	REMOTE_ASKING,				/* who the server is */
-	REMOTE_RESETTING,			/* the session is made as new */
 	REMOTE_IDLE,				/* nothing is under way */
 	REMOTE_BUSY,				/* a batch is */
 	REMOTE_BROKEN				/* "conn" says why; to be closed */
@@ -55,7 +54,8 @@ typedef struct Remote
 	uint32		mapping_hash;
 	bool		stale;			/* the definition has changed: connect anew when free */
 	bool		in_use;
-	bool		reset_after;	/* when what is under way is answered */
+	bool		reset_prepared;
+	int			skip;			/* answers to come, by Syncs, that nobody waits for */
 	bool		must_use_password;
 	bool		pooled;			/* a pooler is in between, sessions are not ours */
 	bool		in_recovery;
@@ -92,7 +92,7 @@ extern int64 remote_now(void);
 extern bool remote_wait(Remote **list, int count, int64 until, bool interruptible);
 extern bool remote_is_under_way(const Remote *remote);
 extern void remote_cancel(Remote *remote, int64 until);
-extern void remote_release(Remote *remote);
+extern void remote_release(Remote *remote, bool told);
 extern void remote_close(Remote *remote);
 extern bool remote_succeeded(const Remote *remote, int command, const char *tag);
 extern PGresult *remote_error(const Remote *remote);

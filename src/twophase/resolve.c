@@ -478,7 +478,7 @@ take_rest(Target *target)
 	for (int i = 0; i < target->nfound; i++)
 		target->found[i].gone = !list_has(list, target->found[i].text);
 	target->step = STEP_DONE;
-	remote_release(target->remote);
+	remote_release(target->remote, false);
 }
 
 /* Go on with a participant on whose connection nothing is under way. */

@@ -61,7 +61,7 @@
 
 /* When something could not be finished: how long until the next try. */
 #define RETRY_MIN_US (1 * USECS_PER_SEC)
-#define RETRY_MAX_US (30 * USECS_PER_SEC)
+#define RETRY_MAX_US (10 * USECS_PER_SEC)
 
 /*
  * After a crash: for how long something that had been sent may still be prepared; and

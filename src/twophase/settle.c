@@ -81,7 +81,7 @@ ask_status(Oid server, uint64 xid)
 				result = OUTCOME_ABORTED;
 		}
 		if (remote->state != REMOTE_CLOSED)
-			remote_release(remote);
+			remote_release(remote, false);
 		if (answer != NULL)
 			break;
 	}
@@ -127,7 +127,7 @@ finish(Prepared *part, bool commit)
 		part->reason = psprintf("adopted, and to be %s, but: %s", commit ? "committed" : "rolled back",
 								error);
 	if (remote != NULL && remote->state != REMOTE_CLOSED)
-		remote_release(remote);
+		remote_release(remote, false);
 	part->committed = commit;
 	if (part->settled)
 		repair_log("adopted", part->text, part->server, commit ? "committed" : "aborted", NULL);

@@ -372,7 +372,7 @@ find_prepared(const char *server, Oid serverid, const char *gid)
 		if (result == NULL)
 		{
 			if (remote->state != REMOTE_CLOSED)
-				remote_release(remote);
+				remote_release(remote, false);
 			continue;
 		}
 		if (PQntuples(result) == 0)
@@ -385,7 +385,7 @@ find_prepared(const char *server, Oid serverid, const char *gid)
 			return remote;
 		else
 			owner = pstrdup(PQgetvalue(result, 0, 0));
-		remote_release(remote);
+		remote_release(remote, false);
 	}
 	if (owner != NULL)
 		ereport(ERROR,
@@ -478,11 +478,11 @@ coord_twophase_force(PG_FUNCTION_ARGS)
 	PG_CATCH();
 	{
 		if (remote->state != REMOTE_CLOSED)
-			remote_release(remote);
+			remote_release(remote, false);
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
-	remote_release(remote);
+	remote_release(remote, false);
 	ereport(LOG,
 			(errmsg("coord: role \"%s\" forced \"%s\" at server \"%s\" to be %s: %s",
 					GetUserNameFromId(GetUserId(), false), text, server, outcome, reason)));
@@ -667,7 +667,7 @@ find_restorer(const RestoreTarget *target)
 		if (result != NULL)
 			error = pstrdup(PQgetvalue(result, 0, 0));
 		if (remote->state != REMOTE_CLOSED)
-			remote_release(remote);
+			remote_release(remote, false);
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_COORD_PARTICIPANT_FAILED),
@@ -742,7 +742,7 @@ release_targets(RestoreTarget *targets, int count)
 	for (int i = 0; i < count; i++)
 	{
 		if (targets[i].remote != NULL && targets[i].remote->state != REMOTE_CLOSED)
-			remote_release(targets[i].remote);
+			remote_release(targets[i].remote, false);
 	}
 }
 
