@@ -623,8 +623,8 @@ COMMENT ON FUNCTION coord.twophase_outcome(bigint) IS
 $$What became of a transaction with participants.
 gtid: required, from coord.twophase_current(), coord.twophase_run() or coord.twophase_begin().
 Returns pending: its session is at it; committed; aborted; in_doubt: prepared by an earlier incarnation of this database and not decided,
-see coord.twophase_in_doubt; unknown: older than coord.twophase_retention, of an earlier incarnation, or an id that was never given out.
-Whoever knows the id may ask; after one of an application only who may use it, to others it is unknown.
+see coord.twophase_in_doubt, until somebody does; unknown: older than coord.twophase_retention, of an earlier incarnation, or an id that was
+never given out. Whoever knows the id may ask; after one of an application only who may use it, to others it is unknown.
 Errors: 22004 null; 55000 no launcher or resolver; 25006 on a standby.
 Example: SELECT coord.twophase_outcome(845000000000000);$$;
 
@@ -701,7 +701,8 @@ Errors: as coord.twophase_run(); 22023 branches are not an array.
 Example: CALL coord.twophase_run_json('[{"server": "shard_a", "sql": "UPDATE account SET balance = 0 WHERE id = $1", "args": [7]}]');$$;
 
 COMMENT ON FUNCTION coord.twophase_resolve(name) IS
-$$Looks at participants now, and finishes there what is decided, as the resolver does by itself. For coord_admin.
+$$Looks at participants now, and finishes there what is decided, as the resolver does by itself; aborts applications' transactions whose
+time is up. For coord_admin. Not inside a transaction block.
 server: only there. Default: all that have been used.
 Returns one row for each prepared transaction that was found: gid; server_name; action: committed, rolled back, left (its session is at
 it), in doubt (not to be decided here) or failed; detail: why. A server that could not be asked has one row without a gid.

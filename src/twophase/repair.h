@@ -35,6 +35,7 @@ extern PGresult *repair_ask(Remote *remote, const char *sql, const char *value, 
 extern void repair_log(const char *event, const char *gid, Oid server, const char *outcome,
 					   const char *reason);
 extern char *repair_noted_outcome(const char *gid);
+extern char *repair_noted_outcome_of(int64 gtid);
 
 /* settle.c */
 extern void settle(Prepared *prepared, int count);

@@ -29,10 +29,8 @@
 #include "base/check.h"
 #include "base/compat.h"
 #include "base/errors.h"
-#include "base/guc.h"
 #include "base/installation.h"
 #include "base/query.h"
-#include "lock/lock.h"
 #include "twophase/branch.h"
 #include "twophase/repair.h"
 #include "twophase/resolve.h"
@@ -241,6 +239,27 @@ repair_noted_outcome(const char *gid)
 	*strchr(prefix, '/') = '\0';
 	strrchr(prefix, ':')[1] = '\0';
 	value = CStringGetTextDatum(prefix);
+	query_begin(&scope);
+	if (query_run_latest(&read, &value, NULL, 1) > 0)
+		result = query_text(context, 0, 1);
+	query_end(&scope);
+	return result;
+}
+
+/* The same by the transaction's id. */
+char *
+repair_noted_outcome_of(int64 gtid)
+{
+	static Statement read = {
+		"SELECT outcome FROM coord_internal.twophase_log"
+		" WHERE event IN ('forced', 'adopted') AND outcome IS NOT NULL AND coord_internal.gid_gtid(gid) = $1"
+		" ORDER BY id DESC LIMIT 1", 1, {INT8OID}
+	};
+	MemoryContext context = CurrentMemoryContext;
+	QueryScope	scope;
+	char	   *result = NULL;
+	Datum		value = Int64GetDatum(gtid);
+
 	query_begin(&scope);
 	if (query_run_latest(&read, &value, NULL, 1) > 0)
 		result = query_text(context, 0, 1);

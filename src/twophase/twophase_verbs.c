@@ -93,7 +93,11 @@ coord_twophase_outcome(PG_FUNCTION_ARGS)
 	else if (gtid <= resolve_forgotten() || gtid > lock_token_current())
 		result = "unknown";
 	else if (gtid < twophase_database()->began_gtid)
-		result = is_in_doubt(gtid) ? "in_doubt" : "unknown";
+	{
+		const char *noted = repair_noted_outcome_of(gtid);
+
+		result = is_in_doubt(gtid) ? "in_doubt" : noted ? noted : "unknown";
+	}
 	else
 		result = "aborted";
 	PG_RETURN_TEXT_P(cstring_to_text(result));
@@ -119,6 +123,7 @@ coord_twophase_resolve(PG_FUNCTION_ARGS)
 		server = GetForeignServerByName(NameStr(*PG_GETARG_NAME(0)), false)->serverid;
 	InitMaterializedSRF(fcinfo, 0);
 	(void) resolve(twophase_database(), server, &resolutions);
+	(void) twophase_app_sweep();
 	foreach(cell, resolutions)
 	{
 		Resolution *resolution = lfirst(cell);

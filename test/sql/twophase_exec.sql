@@ -12,7 +12,7 @@ SELECT coord.remote_exec('part_a', 'UPDATE account SET balance = balance - $1 WH
 SELECT coord.remote_exec('part_b', 'UPDATE account SET balance = balance + $1', '[5]');
 SELECT coord.remote_exec('part_a', 'UPDATE account SET balance = balance WHERE id = 7');
 SELECT coord.remote_exec('part_a', 'SELECT * FROM account');
-SELECT coord.remote_exec('part_a', 'CREATE INDEX ON account (balance)');
+SELECT coord.remote_exec('part_a', 'SET LOCAL work_mem = ''1MB''');
 UPDATE account SET balance = balance - 1 WHERE id = 2;
 COMMIT;
 SELECT balances();
