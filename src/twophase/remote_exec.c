@@ -128,6 +128,32 @@ coord_remote_exec(PG_FUNCTION_ARGS)
 	PG_RETURN_INT64(strtoi64(*rows ? rows : "0", NULL, 10));
 }
 
+/* Is it a type whose values are the names of objects, which are other ones here? */
+static bool
+is_of_names(Oid type)
+{
+	Oid			element = get_element_type(type);
+
+	switch (OidIsValid(element) ? element : type)
+	{
+		case REGPROCOID:
+		case REGPROCEDUREOID:
+		case REGOPEROID:
+		case REGOPERATOROID:
+		case REGCLASSOID:
+		case REGCOLLATIONOID:
+		case REGTYPEOID:
+		case REGROLEOID:
+		case REGNAMESPACEOID:
+		case REGCONFIGOID:
+		case REGDICTIONARYOID:
+		case ACLITEMOID:
+			return true;
+		default:
+			return false;
+	}
+}
+
 /*
  * A type of our own catalog for a column, when the participant's means the same;
  * else text.
@@ -135,8 +161,8 @@ coord_remote_exec(PG_FUNCTION_ARGS)
 static Oid
 local_type(Oid type)
 {
-	if (type >= FirstGenbkiObjectId || get_typtype(type) == TYPTYPE_PSEUDO ||
-		!get_typisdefined(type))
+	if (type >= FirstGenbkiObjectId || !get_typisdefined(type) ||
+		get_typtype(type) == TYPTYPE_PSEUDO || is_of_names(type))
 		return TEXTOID;
 	return type;
 }

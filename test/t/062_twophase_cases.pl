@@ -319,7 +319,9 @@ sub fails
   # by name, and by where it was prepared.
   my $cluster = one($dbh, q{SELECT replace(id::text, '-', '') FROM coord_internal.twophase_cluster});
   my $incarnation = one($dbh, 'SELECT incarnation FROM coord_internal.twophase_figures()');
+  $dbh->do('BEGIN');
   my $gtid = one($dbh, 'SELECT coord.twophase_current()');
+  $dbh->do('ROLLBACK');
   my $database = one($dbh, 'SELECT oid FROM pg_database WHERE datname = current_database()');
   my $of = sub { "coord:$_[0]:$_[1]:$incarnation:$gtid:1/2:1.1" };
   at($p1, 'CREATE DATABASE elsewhere');
