@@ -41,7 +41,7 @@ for_each: a path on the context document; the step runs once for each of its ite
   the items' results in their order. Attempts are counted, and compensations run, for each item.
 max_parallel: items in hand at a time. NULL: no limit.
 max_failed_items: how many items may fail for good; their result is null. One more fails the step. Default: 0.
-server: not supported yet, refused by coord.saga_define().
+server: a server of postgres_fdw on which the functions are; the step commits there together with what records it. Not with queue.
 Returns the step as a JSON object.
 Errors: 22004 name is null, or an array contains null.
 Example: coord.step('charge', 'shop.charge', compensation => 'shop.refund', max_attempts => 5)$$;

@@ -465,16 +465,12 @@ coord_resolver_main(Datum arg)
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	memcpy(&database, MyBgworkerEntry->bgw_extra, sizeof(Oid));
 	memcpy(&role, MyBgworkerEntry->bgw_extra + sizeof(Oid), sizeof(Oid));
-	BackgroundWorkerUnblockSignals();
-	doorbell_attach();
-	BackgroundWorkerInitializeConnectionByOid(database, role, COORD_WORKER_CONNECT_FLAGS);
-	identity_session_is_worker();
-	SetConfigOption("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_OVERRIDE);
-	SetConfigOption("default_transaction_isolation", "read committed", PGC_USERSET, PGC_S_OVERRIDE);
-	SetConfigOption("default_transaction_read_only", "off", PGC_USERSET, PGC_S_OVERRIDE);
-	doorbell_attach_queue();
 
-	mine = twophase_database();
+	/* First of all: whoever waits for it to come, or to be gone, must see it. */
+	doorbell_attach();
+	mine = twophase_database_by_oid(database);
+	if (mine == NULL)
+		return;
 	LWLockAcquire(&twophase_shared->lock, LW_EXCLUSIVE);
 	mine->starting = false;
 	if (mine->resolver_pid != 0)
@@ -487,5 +483,12 @@ coord_resolver_main(Datum arg)
 	mine->wanted = true;
 	LWLockRelease(&twophase_shared->lock);
 	before_shmem_exit(resolver_exit, (Datum) 0);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnectionByOid(database, role, COORD_WORKER_CONNECT_FLAGS);
+	identity_session_is_worker();
+	SetConfigOption("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_OVERRIDE);
+	SetConfigOption("default_transaction_isolation", "read committed", PGC_USERSET, PGC_S_OVERRIDE);
+	SetConfigOption("default_transaction_read_only", "off", PGC_USERSET, PGC_S_OVERRIDE);
+	doorbell_attach_queue();
 	run();
 }

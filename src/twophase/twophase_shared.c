@@ -125,6 +125,13 @@ find_database(Oid oid, bool create)
 	return result;
 }
 
+/* A database's, NULL: there is none. */
+TwophaseDatabase *
+twophase_database_by_oid(Oid oid)
+{
+	return find_database(oid, false);
+}
+
 /* Free the slots of databases that are gone. */
 static void
 forget_dropped_databases(void)
@@ -375,7 +382,10 @@ twophase_resolver_is_gone(Oid oid)
 {
 	TwophaseDatabase *database = find_database(oid, false);
 
-	return database == NULL || (database->resolver_pid == 0 && !database->starting);
+	return database == NULL ||
+		(database->resolver_pid == 0 &&
+		 (!database->starting ||
+		  GetCurrentTimestamp() - database->started_at > START_TIMEOUT_US));
 }
 
 /*

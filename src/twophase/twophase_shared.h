@@ -91,6 +91,7 @@ extern TwophaseShared *twophase_shared;
 
 extern void twophase_attach(void);
 extern TwophaseDatabase *twophase_database(void);
+extern TwophaseDatabase *twophase_database_by_oid(Oid oid);
 extern TwophaseSession *twophase_session(void);
 extern bool twophase_is_active(int64 gtid);
 extern int64 twophase_oldest_active(void);

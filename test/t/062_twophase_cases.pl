@@ -1,7 +1,6 @@
-# Two-phase commit in the cases that are no crash of a point: standbys on either side,
-# copies of the coordinator, settings, what transactions may contain, poolers between,
-# passwords.  F13 and F17 to F23 are the rows of the table of crashes in doc/twophase.md;
-# the rest of the rows is in 060_twophase_crash.
+# Two-phase commit in cases that are no crash of a point: what transactions may contain,
+# savepoints, timeouts, participants that cannot prepare, and prepared transactions that
+# only look like ours.
 
 use strict;
 use warnings FATAL => 'all';
