@@ -33,6 +33,9 @@
 #include "saga/saga.h"
 #include "twophase/twophase.h"
 
+/* How often, at 100 ms, the resolver is waited for. */
+#define RESOLVER_ROUNDS 50
+
 static ProcessUtility_hook_type next_hook = NULL;
 
 /* The database a statement wants for itself; NULL: none. */
@@ -108,7 +111,9 @@ take_database(DatabaseSlot *slot)
 		}
 		LWLockRelease(&coord_shared->lock);
 		twophase_stop_resolver(database, round > 0);
-		any = any || !twophase_resolver_is_gone(database);
+
+		/* One that does not come or go must not hold the statement up for ever. */
+		any = any || (round < RESOLVER_ROUNDS && !twophase_resolver_is_gone(database));
 		if (any)
 			(void) ConditionVariableTimedSleep(&slot->workers_changed, 100,
 											   coord_wait_event(&wait_event, "CoordDatabase"));
