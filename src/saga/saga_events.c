@@ -438,7 +438,8 @@ empty_inbox(Saga **sagas, int count)
  * Read what has happened to claimed sagas; to be done after operators' requests
  * were applied and before they are advanced.  The inbox is only a bell: to one
  * that an operator stopped nothing happens but its parent's word, and when he lets
- * it go on it has a turn, which reads everything.
+ * it go on it has a turn, which reads everything.  One that its parent may set
+ * going again in this very turn reads everything now.
  */
 void
 saga_load_events(Turn *turn, Saga **sagas, int count)
@@ -457,7 +458,8 @@ saga_load_events(Turn *turn, Saga **sagas, int count)
 		sagas[i]->events = palloc0(sizeof(SagaEvents));
 		some[nsome++] = sagas[i];
 		parents = parents || sagas[i]->parent != 0;
-		if (sagas[i]->status == SAGA_RUNNING || sagas[i]->status == SAGA_COMPENSATING)
+		if (sagas[i]->status == SAGA_RUNNING || sagas[i]->status == SAGA_COMPENSATING ||
+			sagas[i]->parent != 0)
 			active[nactive++] = sagas[i];
 	}
 	if (nsome > 0)

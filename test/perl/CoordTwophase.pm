@@ -170,7 +170,8 @@ sub send_async
   return;
 }
 
-# 'ok', or SQLSTATE and message, or 'lost'.
+# 'ok', or SQLSTATE and message, or 'lost'.  A driver of 2026 takes a cancelled statement
+# for one whose cancelling it has asked for, and raises nothing.
 sub answer_of
 {
   my ($dbh) = @_;
@@ -182,8 +183,9 @@ sub answer_of
     die 'no answer' if time > $end;
     sleep 0.005;
   }
-  return 'ok' if eval { $dbh->pg_result; 1 };
+  my $raised = !eval { $dbh->pg_result; 1 };
   my $state = $dbh->state;
+  return 'ok' if !$raised && $state =~ /^(?:00000)?$/;
   my $message = $dbh->errstr || '';
   return 'lost' if $state =~ /^(08|57P0[12])/ || $message =~ /^(FATAL|WARNING|server closed|no connection)/;
   $message =~ s/^(ERROR|FATAL):\s+//;

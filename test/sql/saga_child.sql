@@ -381,6 +381,23 @@ CALL coord.run_pending() \gset
 SELECT coord.saga_status(find('run waiting')), did();
 SELECT unattended();
 
+-- A child is paused, its task ends meanwhile, and then its parent turns back: it does not overlook that.
+SELECT coord.saga_define('waits', ARRAY[coord.step('outside', queue => 'child_queue', compensation => 'un')]);
+SELECT coord.saga_define('of waits', ARRAY[coord.step_saga('kid', 'waits')]);
+SELECT coord.saga_start('of waits', key => 'paused kid') IS NOT NULL;
+CALL coord.run_pending() \gset
+SELECT task_id, token FROM coord.task_claim('child_queue') \gset
+SELECT coord.saga_pause(kid('paused kid'));
+SELECT coord.task_complete(:task_id, :token, '{"x": 1}');
+SELECT coord.saga_cancel(find('paused kid'));
+CALL coord.run_pending() \gset
+SELECT coord.saga_status(kid('paused kid'));
+SELECT unattended();
+SELECT task_id, token FROM coord.task_claim('child_queue') \gset
+SELECT coord.task_complete(:task_id, :token);
+CALL coord.run_pending() \gset
+SELECT shown(kid('paused kid')), shown(find('paused kid'));
+
 -- Pictures.
 SELECT coord.saga_start('of listens', key => 'picture') IS NOT NULL;
 CALL coord.run_pending() \gset
