@@ -784,7 +784,10 @@ ring(void)
 		note_slot->scan = note_slot->scan || note_scan;
 		if (note_resume)
 		{
+			/* What made its workers fail is over, for all that is known. */
 			note_slot->halted = false;
+			note_slot->failures = 0;
+			note_slot->retry_at = 0;
 			note_slot->resumed++;
 		}
 		if (note_request)

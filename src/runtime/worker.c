@@ -88,7 +88,7 @@ worker_exit(int code, Datum arg)
 	{
 		if (nstaged > 0 || !orderly_end)
 			slot->scan = slot->scan || slot->installed;
-		if (code != 0 && !orderly_end)
+		if (code != 0 && !orderly_end && !my_slot->asked_to_stop)
 		{
 			int64		delay = USECS_PER_SEC << Min(slot->failures, 6);
 
