@@ -869,9 +869,9 @@ COMMENT ON COLUMN coord.workers.since IS 'Since when the function runs.';
 COMMENT ON VIEW coord.stuck IS
 $$What does not go on by itself, or not as it should, with the statement that repairs it. Empty when all is well.$$;
 COMMENT ON COLUMN coord.stuck.kind IS
-  'saga (suspended, paused, or late after its pivot), request (of an operator, not applied for a minute), queue (paused, or nobody has claimed its tasks for a minute), engine (paused, disabled, a copy), worker (work is due for a minute and none runs).';
-COMMENT ON COLUMN coord.stuck.id IS 'The saga''s id, for kinds saga and request.';
-COMMENT ON COLUMN coord.stuck.name IS 'The saga''s or the queue''s name; the database''s for the other kinds.';
+  'saga (suspended, paused, or late after its pivot), request (of an operator, not applied for a minute), queue (paused, or nobody has claimed its tasks for a minute), engine (paused, disabled, a copy), worker (work is due for a minute and none runs), in_doubt (prepared at a participant, and not for coord to decide), participant (has not acknowledged a decision for a minute).';
+COMMENT ON COLUMN coord.stuck.id IS 'The saga''s id, for kinds saga and request; the prepared transaction''s name for in_doubt, the global id for participant.';
+COMMENT ON COLUMN coord.stuck.name IS 'The saga''s, the queue''s or the servers'' name; the database''s for the other kinds.';
 COMMENT ON COLUMN coord.stuck.since IS 'Since when, where that is known.';
 COMMENT ON COLUMN coord.stuck.waits_for IS 'Whom or what it waits for, and why.';
 COMMENT ON COLUMN coord.stuck.hint IS 'What can be done.';

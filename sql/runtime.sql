@@ -218,4 +218,16 @@ CREATE VIEW coord.stuck WITH (security_barrier) AS
     AND w.n = w.long
     AND s.id NOT IN (SELECT saga_id FROM coord_internal.workers() WHERE saga_id IS NOT NULL)
     AND coord_internal.engine_state() = 'running'
-  GROUP BY w.n;
+  GROUP BY w.n
+  UNION ALL
+  SELECT 'in_doubt', d.gid, d.server_name, d.prepared_at,
+         format('an operator: it is prepared at server "%s", and %s', d.server_name, d.reason),
+         'It keeps its locks there until it is finished. Find out how it ended elsewhere; doc/twophase.md says how.', d.repair
+  FROM coord.twophase_in_doubt d
+  UNION ALL
+  SELECT 'participant', p.gtid::text, array_to_string(p.servers, ', '), p.decided_at,
+         'participants that have not acknowledged a decision to commit: ' || array_to_string(p.servers, ', '),
+         'It is tried again until they are back. coord.twophase_servers says what went wrong the last time.',
+         'SELECT * FROM coord.twophase_resolve()'
+  FROM coord.twophase_pending p
+  WHERE p.decided_at < coord_internal.now() - '1 min'::interval;

@@ -30,6 +30,7 @@
 #include "base/installation.h"
 #include "base/query.h"
 #include "twophase/branch.h"
+#include "twophase/foreign_write.h"
 #include "twophase/twophase_shared.h"
 
 /* How long going back to a savepoint may take. */
@@ -192,6 +193,7 @@ branch_enlist(const char *name, int64 until)
 		if (remote->mapping == mapping->umid && remote->user == mapping->userid)
 			return &branches[i];
 	}
+	foreign_write_check();
 	if (nbranches == COORD_MAX_PARTICIPANTS)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),

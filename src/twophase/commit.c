@@ -51,7 +51,6 @@
 #include "lock/lock.h"
 #include "twophase/branch.h"
 #include "twophase/commit.h"
-#include "twophase/foreign_write.h"
 #include "twophase/twophase_shared.h"
 
 /* How long rolling back may take; what takes longer is the resolver's. */
@@ -389,7 +388,6 @@ twophase_gather_votes(void)
 void
 twophase_decide(void)
 {
-	foreign_write_check();
 	insert_decision();
 	own_phase_two = true;
 	DEBUG_POINT("twophase_decided");
@@ -406,7 +404,6 @@ pre_commit(void)
 	bool		wrote_here = TransactionIdIsValid(GetTopTransactionIdIfAny()) || branch_gtid != 0;
 	Branch	   *single = NULL;
 
-	foreign_write_check();
 	for (int i = 0; i < nbranches; i++)
 	{
 		if (branches[i].poisoned)
@@ -707,9 +704,7 @@ xact_callback(XactEvent event, void *arg)
 	switch (event)
 	{
 		case XACT_EVENT_PRE_COMMIT:
-			if (own_phase_two)
-				foreign_write_check();	/* a deferred trigger's, perhaps */
-			else
+			if (!own_phase_two)
 				pre_commit();
 			break;
 		case XACT_EVENT_COMMIT:

@@ -6,7 +6,9 @@
  * postgres_fdw commits its own connections one after the other, whatever becomes of
  * the rest: a transaction that also has participants would not be atomic.  So the
  * executor hook notes a statement that writes a foreign table, the utility hook a COPY
- * or TRUNCATE, and COMMIT is refused if there are participants, too.
+ * or TRUNCATE.  Whichever comes second, such a statement or a participant, is refused
+ * at once: at COMMIT it would be too late, since postgres_fdw's callback may come before
+ * ours.
  *
  *-------------------------------------------------------------------------
  */
@@ -32,15 +34,31 @@ static LocalTransactionId written_in = InvalidLocalTransactionId;
 static char written[NAMEDATALEN];
 
 static void
+refuse(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("a transaction with participants cannot write foreign tables"),
+			 errdetail("Foreign table \"%s\" would be committed by its own connection, whatever becomes of the rest.",
+					   written),
+			 errhint("Write it with coord.remote_exec(), or in a transaction of its own.")));
+}
+
+static void
 note(Oid relation)
 {
 	char	   *name = get_rel_name(relation);
 
-	written_in = coord_local_transaction();
 	strlcpy(written, name ? name : "", NAMEDATALEN);
+	if (nbranches > 0)
+		refuse();
+	written_in = coord_local_transaction();
 }
 
-/* Note the relation if it is a foreign table, or one of its partitions is. */
+/*
+ * Note the relation if it is a foreign table, or one of its partitions is.  0A000 in a
+ * transaction with participants.
+ */
 void
 foreign_write_note(Oid relation)
 {
@@ -86,18 +104,10 @@ foreign_write_install(void)
 	ExecutorStart_hook = executor_start;
 }
 
-/*
- * Before a transaction with participants commits: 0A000 if it wrote a foreign table.
- */
+/* Before the open transaction gets a participant: 0A000 if it wrote a foreign table. */
 void
 foreign_write_check(void)
 {
-	if (nbranches == 0 || written_in != coord_local_transaction())
-		return;
-	ereport(ERROR,
-			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-			 errmsg("a transaction with participants cannot write foreign tables"),
-			 errdetail("Foreign table \"%s\" would be committed by its own connection, whatever becomes of the rest.",
-					   written),
-			 errhint("Write it with coord.remote_exec(), or in a transaction of its own.")));
+	if (written_in == coord_local_transaction())
+		refuse();
 }

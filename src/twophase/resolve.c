@@ -449,7 +449,8 @@ take_action(Target *target, TwophaseDatabase *database)
 			database->committed++;
 		else
 			database->rolled_back++;
-		if (commit && found->gid.gtid <= target->acked)
+		if (commit && (found->gid.gtid <= target->acked ||
+					   !twophase_is_unacknowledged(database, found->gid.gtid)))
 		{
 			database->resurrected++;
 			found->resurrected = true;

@@ -423,10 +423,11 @@ run(void)
 			pgstat_report_activity(STATE_RUNNING, "coord: resolving prepared transactions");
 			all = look(context);
 			look_at_applications(context);
+			/* Also while a participant is away: may_drop() keeps what it needs. */
+			partition_drop_expired(&decisions);
 			if (all && GetCurrentTimestamp() >= mine->late_until)
 			{
 				retry_us = RETRY_MIN_US;
-				partition_drop_expired(&decisions);
 				look_at = any ? now + LOOK_LATER_US : 0;
 			}
 			else

@@ -246,6 +246,22 @@ twophase_not_acknowledged(TwophaseDatabase *database, int64 gtid)
 }
 
 /*
+ * May a decision of this run, whose session has left, be one that is not acknowledged?
+ */
+bool
+twophase_is_unacknowledged(TwophaseDatabase *database, int64 gtid)
+{
+	bool		result;
+
+	LWLockAcquire(&twophase_shared->lock, LW_SHARED);
+	result = database->many || gtid < database->first_gtid;
+	for (int i = 0; i < database->nunacknowledged && !result; i++)
+		result = database->unacknowledged[i] == gtid;
+	LWLockRelease(&twophase_shared->lock);
+	return result;
+}
+
+/*
  * A PREPARE that was sent and not answered may still be carried out: it is looked for
  * again and again for so long.  Raises nothing.
  */

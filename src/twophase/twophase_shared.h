@@ -96,6 +96,7 @@ extern TwophaseSession *twophase_session(void);
 extern bool twophase_is_active(int64 gtid);
 extern int64 twophase_oldest_active(void);
 extern void twophase_want_resolver(TwophaseDatabase *database, TimestampTz at);
+extern bool twophase_is_unacknowledged(TwophaseDatabase *database, int64 gtid);
 extern void twophase_expect_late(TwophaseDatabase *database, int64 us);
 extern void twophase_unresolved(Oid database, int64 *in_doubt, int64 *unacknowledged,
 								int64 *active, int64 *unreachable);
