@@ -255,6 +255,7 @@ check_vote(Branch *branch)
 	if (remote_succeeded(remote, at, tag))
 	{
 		branch->state = prepared ? BRANCH_PREPARED : BRANCH_ENDED;
+		remote->prepared = prepared;
 		return;
 	}
 	if (remote->state != REMOTE_IDLE || remote_error(remote) != NULL)
@@ -303,7 +304,10 @@ gather_votes(void)
 
 		if (branch->state == BRANCH_PREPARING &&
 			remote_succeeded(branch->remote, branch->remote->ncommands - 1, "PREPARE TRANSACTION"))
+		{
 			branch->state = BRANCH_PREPARED;
+			branch->remote->prepared = true;
+		}
 	}
 	for (int i = 0; i < nbranches; i++)
 	{

@@ -57,19 +57,25 @@
 #define ASK \
 	"SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery()"
 
-/* Make a session as it was when it began; $1 of the last is lock_timeout. */
+/*
+ * Make a session as it was when it began; $1 is lock_timeout.  The last ones are for
+ * what PREPARE TRANSACTION refuses, so where that has succeeded there is none of it:
+ * cursors that outlive the transaction, LISTEN, temporary tables.
+ */
+#define RESET_TIMEOUT 2
+#define RESET_PREPARED 3
 static const char *const reset[] = {
 	"SET SESSION AUTHORIZATION DEFAULT",
 	"RESET ALL",
-	"CLOSE ALL",
-	"UNLISTEN *",
-	"DISCARD TEMP",
 	"SELECT pg_catalog.pg_advisory_unlock_all(),"
 	" pg_catalog.set_config('lock_timeout', $1, false),"
 	" pg_catalog.set_config('datestyle', 'ISO', false),"
 	" pg_catalog.set_config('intervalstyle', 'postgres', false),"
 	" pg_catalog.set_config('extra_float_digits', '3', false),"
-	" pg_catalog.set_config('bytea_output', 'hex', false)"
+	" pg_catalog.set_config('bytea_output', 'hex', false)",
+	"CLOSE ALL",
+	"UNLISTEN *",
+	"DISCARD TEMP"
 };
 
 /* Real time that does not jump, also where coord.test_now is set; us. */
@@ -352,7 +358,7 @@ remote_close(Remote *remote)
 	}
 	remote->conn = NULL;
 	remote->state = REMOTE_CLOSED;
-	remote->in_use = remote->reset_prepared = false;
+	remote->in_use = remote->reset_prepared = remote->prepared = false;
 	remote->skip = 0;
 }
 
@@ -408,13 +414,14 @@ send_reset(Remote *remote)
 {
 	char		timeout[16];
 	const char *values[1] = {timeout};
+	int			count = remote->prepared ? RESET_PREPARED : lengthof(reset);
 	bool		sent = true;
 
 	remote->lock_timeout = guc_twophase_lock_timeout;
 	snprintf(timeout, sizeof(timeout), "%d", remote->lock_timeout);
-	for (int i = 0; i < lengthof(reset) && sent; i++)
+	for (int i = 0; i < count && sent; i++)
 	{
-		int			n = i == lengthof(reset) - 1 ? 1 : 0;
+		int			n = i == RESET_TIMEOUT ? 1 : 0;
 		char		name[32];
 
 		snprintf(name, sizeof(name), "coord_reset_%d", i);
@@ -423,6 +430,7 @@ send_reset(Remote *remote)
 		sent = sent && PQsendQueryPrepared(remote->conn, name, n, values, NULL, NULL, 0);
 	}
 	remote->reset_prepared = true;
+	remote->prepared = false;
 	if (!sent || !PQpipelineSync(remote->conn) || PQflush(remote->conn) < 0)
 		return REMOTE_BROKEN;
 	remote->skip++;

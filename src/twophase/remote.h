@@ -55,6 +55,7 @@ typedef struct Remote
 	bool		stale;			/* the definition has changed: connect anew when free */
 	bool		in_use;
 	bool		reset_prepared;
+	bool		prepared;		/* all that was done since the last reset was prepared */
 	int			skip;			/* answers to come, by Syncs, that nobody waits for */
 	bool		must_use_password;
 	bool		pooled;			/* a pooler is in between, sessions are not ours */

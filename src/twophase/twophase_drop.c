@@ -123,6 +123,28 @@ find_unresolved(Oid server, Oid mapping, Unresolved *unresolved)
 	query_end(&scope);
 }
 
+/*
+ * Nothing is needed of a mapping that is dropped: its sessions have seen everything
+ * acknowledged, perhaps without a look of the resolver's since, and there is none to
+ * come.  Goes with the drop.
+ */
+static void
+note_finished(Oid mapping)
+{
+	static Statement note = {
+		"UPDATE coord_internal.twophase_participant SET acked_gtid = greatest(acked_gtid,"
+		" (SELECT max(d.gtid) FROM coord_internal.twophase_decision d WHERE $1 = ANY (d.mappings)))"
+		" WHERE mapping = $1",
+		1, {OIDOID}
+	};
+	QueryScope	scope;
+	Datum		value = ObjectIdGetDatum(mapping);
+
+	query_begin(&scope);
+	query_run(&note, &value, NULL, 0);
+	query_end(&scope);
+}
+
 /* A server or a user mapping is being dropped. */
 static void
 check_participant(Oid class, Oid object)
@@ -159,6 +181,8 @@ check_participant(Oid class, Oid object)
 	what = psprintf("%s \"%s\"", OidIsValid(mapping) ? "user mapping for server" : "server",
 					foreign ? foreign->servername : "?");
 	refuse(what, &unresolved);
+	if (OidIsValid(mapping))
+		note_finished(mapping);
 }
 
 static void

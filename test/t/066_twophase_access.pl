@@ -290,11 +290,7 @@ is(one($dbh, q{SELECT count(*) FROM pg_user_mappings WHERE usename = 'app' AND u
     'the resolver cannot reach p2');
   is(one($dbh, 'SELECT count(*) FROM coord_internal.twophase_decision WHERE gtid = ?', $decision), 1, 'years later the decision is there');
   continue_processes(@stopped);
-  is(settled(@nodes), '', 'p2 is back: nothing is left')
-    or diag(one($dbh, q{SELECT string_agg(s::text, E'\n') FROM coord.twophase_servers s}), "\n",
-      one($dbh, q{SELECT string_agg(p::text, E'\n') FROM coord.twophase_pending p}), "\n",
-      one($dbh, q{SELECT string_agg(p::text, E'\n') FROM coord_internal.twophase_participant p}), "\n",
-      one($dbh, q{SELECT string_agg(p::text, E'\n') FROM coord_internal.twophase_figures() p}));
+  is(settled(@nodes), '', 'p2 is back: nothing is left');
   is(marks('kept', @nodes), 'main p1 p2', 'it has happened everywhere');
   is(wait_until($dbh, 0, 'SELECT count(*) FROM coord_internal.twophase_decision WHERE gtid = ?', $decision), 0, 'then its partition is dropped');
   $dbh->disconnect;
