@@ -167,7 +167,8 @@ utility_hook(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	{
 		Oid			database = get_database_oid(name, true);
 
-		if (OidIsValid(database) && database != MyDatabaseId &&
+		if (OidIsValid(database) &&
+			(database != MyDatabaseId || IsA(statement, CreatedbStmt)) &&
 			coord_owns_database(database, GetUserId()))
 		{
 			doorbell_attach();

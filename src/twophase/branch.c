@@ -164,6 +164,7 @@ void
 branch_be_ready(void)
 {
 	installation_check();
+	check_not_in_recovery("a statement at a participant");
 	ensure_ready(NULL);
 }
 
