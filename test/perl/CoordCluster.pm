@@ -4,6 +4,7 @@ package CoordCluster;
 
 use strict;
 use warnings FATAL => 'all';
+use DBD::Pg;
 use DBI;
 use Exporter 'import';
 use PostgreSQL::Test::Cluster;
@@ -12,7 +13,7 @@ use Test::More;
 use Time::HiRes qw(sleep time);
 
 our @EXPORT = qw(new_cluster install_sagas session one error_of eventually wait_until
-  seconds configure log_size log_since wait_for_log_line WORKERS);
+  seconds configure log_size log_since wait_for_log_line want_standby WORKERS);
 
 # How long to wait for what has to happen before the test has failed: less than the
 # safety scan, which hides that nobody rang.
@@ -174,6 +175,33 @@ sub wait_for_log_line
     sleep 0.05;
   }
   return 0;
+}
+
+# From here on commits wait for a synchronous standby $name that is not there: 1, or 0
+# when they still do not after a while.  A session that has read the setting is not
+# enough, since it is the checkpointer that puts it in force.
+sub want_standby
+{
+  my ($node, $name) = @_;
+  my $admin = session($node, 'postgres');
+  $admin->do("ALTER SYSTEM SET synchronous_standby_names = '$name'");
+  $node->reload;
+  my $end = time + $patience;
+  my $waits = 0;
+  while (!$waits && time < $end)
+  {
+    my $probe = session($node, 'postgres');
+    $probe->do(q{SELECT pg_logical_emit_message(true, 'probe', ''), pg_current_xact_id()}, { pg_async => DBD::Pg::PG_ASYNC() });
+    until ($waits || $probe->pg_ready)
+    {
+      $waits = one($admin, q{SELECT count(*) FROM pg_stat_activity WHERE pid = ? AND wait_event = 'SyncRep'}, $probe->{pg_pid});
+    }
+    one($admin, 'SELECT pg_cancel_backend(?)', $probe->{pg_pid}) if $waits;
+    eval { $probe->pg_result };
+    $probe->disconnect;
+  }
+  $admin->disconnect;
+  return $waits;
 }
 
 1;

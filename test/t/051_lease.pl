@@ -246,9 +246,7 @@ sub check_leases
 # A synchronous standby that is not there: who waits for it is seen to wait.
 foreach my $level (qw(off local remote_write))
 {
-  $admin->do(q{ALTER SYSTEM SET synchronous_standby_names = 'nobody'});
-  $node->reload;
-  eventually('a synchronous standby is wanted', $admin, 'nobody', q{SELECT setting FROM pg_settings WHERE name = 'synchronous_standby_names'});
+  is(want_standby($node, 'nobody'), 1, 'a synchronous standby is wanted');
   $left->do("SET synchronous_commit = $level");
   my $waits = later($left, q{SELECT token FROM coord.lease_acquire('durable', 'left')});
   eventually("with synchronous_commit = $level a grant waits for the standby", $admin, 'SyncRep',

@@ -225,9 +225,8 @@ sub at_participant
 # there; the coordinator gives up, or the participant dies before it has answered.
 foreach my $kind ('F5: PREPARE is durable, the answer is lost', 'F7: PREPARE waits for a standby')
 {
-  at_participant($participants[1], [ q{ALTER SYSTEM SET synchronous_standby_names = 'nobody'}, q{SELECT pg_reload_conf()} ]);
+  is(want_standby($participants[1], 'nobody'), 1, "$kind: a synchronous standby is wanted");
   my $watch = reconnect($participants[1]);
-  wait_until($watch, 'nobody', q{SHOW synchronous_standby_names});
   my ($client, $name, $gtid, $commit) = begin_transfer('commit',
     'coord.twophase_prepare_timeout' => $kind =~ /^F7/ ? '1s' : '60s');
   send_async($client, $commit);

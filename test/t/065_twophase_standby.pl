@@ -265,7 +265,7 @@ sub fail_over_behind
 # not taken for told before the resolver has seen that the name is gone.
 {
   my ($client, $name, $gate) = transfer_at('committed', 'coord.twophase_phase2_timeout' => '60s');
-  synchronous($p1, 'nobody');
+  is(want_standby($p1, 'nobody'), 1, 'F17: a synchronous standby is wanted');
   my $watch = reconnect($p1);
   open_gate($gate);
   is(wait_until($watch, 1, q{SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'}), 1, 'F17: COMMIT PREPARED waits over there');
