@@ -1098,3 +1098,131 @@ COMMENT ON FUNCTION coord_internal.picture_text(text, text) IS 'Text that cannot
 COMMENT ON FUNCTION coord_internal.picture(jsonb, jsonb, text) IS 'The graph of a definition, with the states of its steps.';
 COMMENT ON FUNCTION coord_internal.raise(text, text, text) IS 'Raises an error: SQLSTATE, message, hint.';
 COMMENT ON FUNCTION coord_internal.workers() IS 'The launcher and this database''s workers, from shared memory.';
+
+-- ---------------------------------------------------------------------------
+-- Events.
+-- ---------------------------------------------------------------------------
+
+COMMENT ON TYPE coord.event IS
+$$An event: of the log (without stream and version), or of a stream (without key). pos is its place among all of this database.$$;
+
+COMMENT ON FUNCTION coord.publish(text, jsonb, text, uuid, jsonb, uuid) IS
+$$Publishes an event in your transaction: rolled back with it, prepared with it, seen by others from its commit on.
+type: required, 1 to 200 bytes, no star. data: required, any JSON; default {}. key: 1 to 200 bytes: events of one key are for
+consumers in order. correlation_id: default coord.correlation_id. metadata: any JSON. event_id: default a new one.
+Returns its position: a number that grows, with gaps, below 2^53.
+Errors: 22004 null; 22023 an empty or starred type; 42622 type or key too long; 25006 read-only or on a standby.
+Example: SELECT coord.publish('order.placed', '{"order": 7}', key => 'order-7');$$;
+COMMENT ON FUNCTION coord.publish_many(text, jsonb[], text[], uuid) IS
+$$Publishes events of one type, in the order of the array.
+type: required, as coord.publish(). data: required, without nulls. keys: as many as data, null for none. correlation_id: default
+coord.correlation_id.
+Returns the last position; null for an empty array.
+Errors: as coord.publish(); 22023 another number of keys than of events.
+Example: SELECT coord.publish_many('tick', ARRAY['{"n": 1}', '{"n": 2}']::jsonb[]);$$;
+COMMENT ON FUNCTION coord.last_position() IS
+$$The newest position that this transaction has written, else that this session has; null: none yet. Also of appended events.
+Example: SELECT coord.last_position();$$;
+
+COMMENT ON FUNCTION coord.append(text, text, jsonb, bigint, jsonb, uuid, uuid, text, text) IS
+$$Appends an event to a stream, in your transaction. Whoever appends first owns the stream.
+stream: required, 1 to 200 bytes. type: required, 1 to 200 bytes, no star. data: required, any JSON.
+expected_version: the version that the stream must be at; 0: it must not exist; null: any, which waits for others that append.
+metadata: any JSON. event_id: an id that the stream may have once: repeated, the first one's version is returned and nothing is
+appended. correlation_id: default coord.correlation_id. coordination_id, step_id: of what it is a part; see coord.coordinate().
+Returns its version; versions of a stream count from 1 without gaps.
+Errors: ZC003 the stream is at another version, which the detail names; ZC004 it has ended; 42501 it belongs to a role that the
+caller is not a member of, and its use was not granted; 22004 null; 22023 a negative version, an empty or starred type; 42622 too
+long; 25006 read-only or on a standby; 40P01 deadlock with another transaction that appends to several streams.
+Example: SELECT coord.append('account-7', 'deposited', '{"amount": 10}', expected_version => 3);$$;
+COMMENT ON FUNCTION coord.append_many(text, jsonb, bigint) IS
+$$Appends events to a stream, one after the other.
+stream: required. events: required: an array of objects with type, data and, if wanted, metadata and event_id.
+expected_version: as coord.append(), for the first.
+Returns the last version; null for an empty array.
+Errors: as coord.append(); 22023 what is no array of such objects.
+Example: SELECT coord.append_many('cart-1', '[{"type": "added", "data": {"sku": 1}}, {"type": "paid", "data": {}}]');$$;
+COMMENT ON FUNCTION coord.coordinate(text, jsonb) IS
+$$Appends events to several streams, all or none, under one coordination id.
+coordination_id: required, 1 to 200 bytes. events: required: an array of objects with stream, type, data and, if wanted,
+expected_version, metadata, event_id and step_id.
+Returns the last position; null for an empty array. Streams are locked in order of their names, so coordinations do not deadlock
+with each other.
+Errors: as coord.append().
+Example: SELECT coord.coordinate('move-1', '[{"stream": "a", "type": "out", "data": 5, "expected_version": 2}, {"stream": "b", "type": "in", "data": 5}]');$$;
+COMMENT ON FUNCTION coord.coordination_events(text) IS
+$$What was appended under a coordination id, in order, of streams that the caller may use. Empty: there is none.
+coordination_id: required.
+Errors: 22004 null; 22023 empty.
+Example: SELECT stream, version, type FROM coord.coordination_events('move-1');$$;
+COMMENT ON FUNCTION coord.stream_read(text, bigint, int, boolean) IS
+$$Events of a stream, by version. Empty for one that does not exist, or that the caller may not use.
+stream: required. from_version: default 1. max_events: default all. backward: the newest first, down to from_version.
+Shows what the caller's snapshot shows, his own included.
+Errors: 22004 null; 22023 empty, or a negative number of events.
+Example: SELECT version, type, data FROM coord.stream_read('account-7', from_version => 4);$$;
+COMMENT ON FUNCTION coord.stream_version(text) IS
+$$The last version of a stream, as it is committed now; 0: there is no such stream, or the caller may not use it.
+stream: required.
+Errors: 22004 null; 22023 empty.
+Example: SELECT coord.stream_version('account-7');$$;
+COMMENT ON FUNCTION coord.stream_truncate(text, bigint) IS
+$$Deletes the events of a stream that are below a version; the last one stays in any case, so that versions go on. For members of
+its owner and of coord_admin. Waits for transactions that append to it.
+stream, before_version: required.
+Returns how many.
+Errors: 22004 null; 42704 no such stream, or the caller may not use it; 42501 he may use it, but does not own it; 25006 read-only.
+Example: SELECT coord.stream_truncate('account-7', 100);$$;
+COMMENT ON FUNCTION coord.stream_tombstone(text, text) IS
+$$Ends a stream: nothing can be appended any more (ZC004); what is there can be read. For members of its owner and of coord_admin.
+Waits for transactions that append to it.
+stream: required. reason: shown in coord.streams, and in the error.
+Returns whether it has ended now: false, it had before.
+Errors: as coord.stream_truncate().
+Example: SELECT coord.stream_tombstone('account-7', 'closed');$$;
+COMMENT ON FUNCTION coord.log_read(bigint, int, text[]) IS
+$$Events of the log and of streams that the caller may use, in order of position. Never skips: an event with a lower position than
+one that was returned is never returned later by reading on. So events behind the first one whose transaction is still open, or
+prepared, are not there yet (coord.horizon_holders says whose it is); nor are the caller's own before he commits.
+after_position: the last that was seen; default 0. max_events: default 1000; null: all. types: patterns, exact or with a star at the
+end; default all.
+Errors: 22004 a null type; 22023 a bad pattern, or a negative number of events; 25006 on a standby.
+Example: SELECT pos, type, data FROM coord.log_read(4711, types => '{order.*}');$$;
+
+COMMENT ON VIEW coord.events IS
+$$Events that are committed: the log's, which are for everybody who may use coord, and those of streams that the reader may use. For
+looking; to read on without skipping use coord.log_read().$$;
+COMMENT ON COLUMN coord.events.pos IS 'Its position among all events of this database.';
+COMMENT ON COLUMN coord.events.stream IS 'The stream; null: published.';
+COMMENT ON COLUMN coord.events.version IS 'The version in the stream.';
+COMMENT ON COLUMN coord.events.type IS 'The type.';
+COMMENT ON COLUMN coord.events.key IS 'The key that it was published under.';
+COMMENT ON COLUMN coord.events.data IS 'What happened.';
+COMMENT ON COLUMN coord.events.metadata IS 'What was said about it.';
+COMMENT ON COLUMN coord.events.event_id IS 'Its id.';
+COMMENT ON COLUMN coord.events.coordination_id IS 'The coordination that it is a part of.';
+COMMENT ON COLUMN coord.events.step_id IS 'The step of the coordination.';
+COMMENT ON COLUMN coord.events.correlation_id IS 'The business operation that it is a part of.';
+COMMENT ON COLUMN coord.events.causation_id IS 'The event that it follows from.';
+COMMENT ON COLUMN coord.events.published_at IS 'When.';
+COMMENT ON COLUMN coord.events.owner IS 'Who published it; of a stream''s, who owns the stream.';
+COMMENT ON VIEW coord.streams IS $$Streams that the reader may use: of roles that he is a member of, or granted to him; all for coord_admin and pg_monitor.$$;
+COMMENT ON COLUMN coord.streams.stream IS 'The name.';
+COMMENT ON COLUMN coord.streams.owner IS 'Who appended first.';
+COMMENT ON COLUMN coord.streams.created_at IS 'When.';
+COMMENT ON COLUMN coord.streams.version IS 'The last version.';
+COMMENT ON COLUMN coord.streams.truncated_before IS 'Events below this version were deleted.';
+COMMENT ON COLUMN coord.streams.tombstoned_at IS 'When it ended; null: it goes on.';
+COMMENT ON COLUMN coord.streams.reason IS 'Why it ended.';
+COMMENT ON VIEW coord.horizon_holders IS $$Transactions that have published or appended and are not over: nobody who reads the log in order sees what comes after.$$;
+COMMENT ON COLUMN coord.horizon_holders.pid IS 'Its session; null: it is prepared.';
+COMMENT ON COLUMN coord.horizon_holders.gid IS 'The prepared transaction''s name.';
+COMMENT ON COLUMN coord.horizon_holders.position IS 'Its first event is not before this position.';
+COMMENT ON COLUMN coord.horizon_holders.since IS 'When it began, or was prepared.';
+
+COMMENT ON FUNCTION coord_internal.publishers() IS 'Open transactions that publish, from shared memory.';
+COMMENT ON FUNCTION coord_internal.may_use_stream(text, oid) IS 'May the current user use a stream of this owner?';
+COMMENT ON SEQUENCE coord_internal.event_position IS 'Positions of events.';
+COMMENT ON TABLE coord_internal.event_log IS 'Published events, by position.';
+COMMENT ON TABLE coord_internal.stream IS 'Streams.';
+COMMENT ON TABLE coord_internal.stream_event IS 'Events of streams.';

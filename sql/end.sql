@@ -43,7 +43,12 @@ GRANT EXECUTE ON FUNCTION
   coord.twophase_current(), coord.twophase_outcome(bigint),
   coord.twophase_begin(text, interval), coord.twophase_enlist(bigint, text, text, text, text, text, name, jsonb),
   coord.twophase_abort(bigint, text), coord.branch(name, text, jsonb, bigint),
-  coord.twophase_check(name)
+  coord.twophase_check(name),
+  coord.publish(text, jsonb, text, uuid, jsonb, uuid), coord.publish_many(text, jsonb[], text[], uuid), coord.last_position(),
+  coord.append(text, text, jsonb, bigint, jsonb, uuid, uuid, text, text), coord.append_many(text, jsonb, bigint),
+  coord.coordinate(text, jsonb), coord.coordination_events(text), coord.stream_read(text, bigint, int, boolean),
+  coord.stream_version(text), coord.stream_truncate(text, bigint), coord.stream_tombstone(text, text),
+  coord.log_read(bigint, int, text[])
   TO coord_user;
 GRANT EXECUTE ON PROCEDURE
   coord.saga_run(text, jsonb, text, bigint, text, jsonb), coord.run_pending(int, int),

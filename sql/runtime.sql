@@ -74,6 +74,10 @@ BEGIN ATOMIC
     WHERE coord_internal.is_foreign() AND role <> coord_internal.role_here(role);
   UPDATE coord_internal.twophase_incarnation SET adopted_by = coord_internal.role_here(adopted_by)
     WHERE coord_internal.is_foreign() AND adopted_by <> coord_internal.role_here(adopted_by);
+  UPDATE coord_internal.event_log SET owner = coord_internal.role_here(owner)
+    WHERE coord_internal.is_foreign() AND owner <> coord_internal.role_here(owner);
+  UPDATE coord_internal.stream SET owner = coord_internal.role_here(owner)
+    WHERE coord_internal.is_foreign() AND owner <> coord_internal.role_here(owner);
   DELETE FROM coord_internal.principal WHERE coord_internal.is_foreign();
   INSERT INTO coord_internal.principal
     SELECT oid, rolname FROM pg_authid

@@ -14,6 +14,7 @@
 
 #include "base/doorbell.h"
 #include "base/guc.h"
+#include "event/event.h"
 #include "lock/lock.h"
 #include "runtime/runtime.h"
 #include "saga/saga.h"
@@ -35,6 +36,7 @@ shmem_request(void)
 	RequestAddinShmemSpace(queue_shmem_size());
 	RequestAddinShmemSpace(lock_shmem_size());
 	RequestAddinShmemSpace(twophase_shmem_size());
+	RequestAddinShmemSpace(event_shmem_size());
 }
 
 /*

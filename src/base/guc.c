@@ -20,6 +20,7 @@
 
 char	   *guc_correlation_id = NULL;
 bool		guc_enabled = true;
+int			guc_event_retention = 7 * 24 * 60;
 int			guc_fence_steal_timeout = 0;
 int			guc_max_function_wait = 5000;
 int			guc_max_lease = 60 * 60 * 1000;
@@ -142,6 +143,14 @@ guc_define(void)
 							 true,
 							 PGC_SIGHUP, 0,
 							 NULL, NULL, NULL);
+
+	DefineCustomIntVariable("coord.event_retention",
+							"How long published events are kept.",
+							"Events of streams are kept until somebody truncates them.",
+							&guc_event_retention,
+							7 * 24 * 60, 1, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MIN,
+							NULL, NULL, NULL);
 
 	DefineCustomIntVariable("coord.fence_steal_timeout",
 							"A fenced transaction that is idle for this long may be terminated by who is granted the lease next.",

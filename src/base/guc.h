@@ -13,6 +13,7 @@
 /* Owned by guc.c, written by the GUC machinery only. */
 extern char *guc_correlation_id;
 extern bool guc_enabled;
+extern int	guc_event_retention;
 extern int	guc_fence_steal_timeout;	/* ms, 0: never */
 extern int	guc_max_function_wait;	/* ms */
 extern int	guc_max_lease;			/* ms */

@@ -57,8 +57,8 @@ partition_is_ready(const PartitionSet *set)
  * The settings under which bounds are written and read and tables are made must
  * not be those of the caller's session.  Returns the level to go back to.
  */
-static int
-neutral_settings(void)
+int
+partition_neutral_settings(void)
 {
 	static const struct
 	{
@@ -189,7 +189,7 @@ partition_ensure(PartitionSet *set, bool ahead_too)
 	}
 
 	query_begin(&scope);
-	guc_level = neutral_settings();
+	guc_level = partition_neutral_settings();
 	set->covered_until = 0;
 	for (int i = 0; i < set->nparents; i++)
 	{
@@ -243,7 +243,7 @@ find_expired(const PartitionSet *set, Pass *pass, MemoryContext context, Timesta
 		int			guc_level;
 
 		query_begin(&scope);
-		guc_level = neutral_settings();
+		guc_level = partition_neutral_settings();
 		values[0] = CStringGetTextDatum(set->parents[pass->which].name);
 		values[1] = TimestampTzGetDatum(cutoff);
 		values[2] = TimestampTzGetDatum(pass->kept);

@@ -46,6 +46,7 @@ typedef struct PartitionSet
 	bool		callbacks_registered;
 } PartitionSet;
 
+extern int	partition_neutral_settings(void);
 extern bool partition_is_ready(const PartitionSet *set);
 extern void partition_ensure(PartitionSet *set, bool ahead_too);
 extern void partition_drop_expired(const PartitionSet *set);

@@ -69,6 +69,8 @@ check_grant(FunctionCallInfo fcinfo, char **kind, char **name)
 					 errdetail("To close a prefix to others is for members of coord_admin.")));
 		return get_role_oid(NameStr(*PG_GETARG_NAME(2)), false);
 	}
+	if (strcmp(*kind, "stream") == 0)
+		return get_role_oid(NameStr(*PG_GETARG_NAME(2)), false);
 	if (strcmp(*kind, "saga") != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
@@ -83,7 +85,9 @@ check_grant(FunctionCallInfo fcinfo, char **kind, char **name)
 /*
  * coord.grant_use(kind, name, grantee): true if it was not granted already.  The
  * use of a queue comprises the tasks that the grantor may use himself, so that
- * several may grant it to the same role; see saga_queue_config.c.
+ * several may grant it to the same role; see saga_queue_config.c.  The use of a prefix
+ * of streams likewise comprises those that the grantor is an owner of; see
+ * event_stream.c.
  */
 Datum
 coord_grant_use(PG_FUNCTION_ARGS)
@@ -93,7 +97,7 @@ coord_grant_use(PG_FUNCTION_ARGS)
 		" SELECT $1, $2, $3, $4, $5 WHERE NOT EXISTS"
 		" (SELECT FROM coord_internal.use_grant"
 		" WHERE kind = $1 AND name = $2 AND role = $3"
-		" AND (kind <> 'queue' OR granted_by = $4))",
+		" AND (kind NOT IN ('queue', 'stream') OR granted_by = $4))",
 		5, {TEXTOID, TEXTOID, OIDOID, OIDOID, TIMESTAMPTZOID}
 	};
 	Oid			user = GetUserId();
@@ -113,11 +117,10 @@ coord_grant_use(PG_FUNCTION_ARGS)
 	changed = query_run(&insert, values, NULL, 0) > 0;
 	query_end(&scope);
 	access_note_role(grantee);
-	if (changed && strcmp(kind, "queue") == 0)
-	{
+	if (changed && (strcmp(kind, "queue") == 0 || strcmp(kind, "stream") == 0))
 		access_note_role(user);
+	if (changed && strcmp(kind, "queue") == 0)
 		queue_changed(name);
-	}
 	if (changed && strcmp(kind, "lock") == 0)
 		lock_prefixes_changed();
 	PG_RETURN_BOOL(changed);
@@ -133,7 +136,7 @@ coord_revoke_use(PG_FUNCTION_ARGS)
 	static Statement delete = {
 		"DELETE FROM coord_internal.use_grant"
 		" WHERE kind = $1 AND name = $2 AND role = $3"
-		" AND (kind <> 'queue' OR $4 OR pg_has_role($5, granted_by, 'MEMBER'))",
+		" AND (kind NOT IN ('queue', 'stream') OR $4 OR pg_has_role($5, granted_by, 'MEMBER'))",
 		5, {TEXTOID, TEXTOID, OIDOID, BOOLOID, OIDOID}
 	};
 	Oid			user = GetUserId();

@@ -42,6 +42,7 @@
 #include "base/guc.h"
 #include "base/identity.h"
 #include "base/installation.h"
+#include "event/event.h"
 #include "lock/lock.h"
 #include "runtime/runtime.h"
 #include "saga/saga.h"
@@ -265,6 +266,14 @@ check_state(void)
 	if (!installation_exists() || !installation_lock(AccessShareLock))
 	{
 		LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
+		if (my_database->resumed != resumed)
+		{
+			/* CREATE EXTENSION has committed meanwhile, and its ring must not be lost. */
+			LWLockRelease(&coord_shared->lock);
+			CommitTransactionCommand();
+			check_state();
+			return;
+		}
 		my_database->installed = my_database->scan = my_database->requests = false;
 		my_database->probe = false;
 		my_database->queued = 0;
@@ -527,6 +536,7 @@ run(void)
 			my_database->sweep_at = 0;
 			saga_housekeeping();
 			lease_housekeeping();
+			event_housekeeping();
 			housekeeping_at = now + HOUSEKEEPING_US;
 		}
 		if (nstaged == 0)

@@ -1,0 +1,1 @@
+GRANT coord_user TO bench;
