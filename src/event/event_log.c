@@ -57,17 +57,24 @@ static int64 known_number = -1;
 static Oid	known_partition = InvalidOid;
 static Oid	known_namespace = InvalidOid;
 
-/* Make a partition unless somebody else just has. */
+/*
+ * Make a partition unless somebody else just has.  Who may not wait for another's
+ * transaction that is about to make one goes without.
+ */
 static void
-make_partition(int64 number)
+make_partition(int64 number, bool wait)
 {
 	QueryScope	scope;
 	int			guc_level;
 	char	   *name = psprintf("event_log_" INT64_FORMAT, number);
+	Oid			parent = get_relname_relid("event_log", get_namespace_oid("coord_internal", false));
 
+	if (wait)
+		LockRelationOid(parent, ShareUpdateExclusiveLock);
+	else if (!ConditionalLockRelationOid(parent, ShareUpdateExclusiveLock))
+		return;
 	query_begin(&scope);
 	guc_level = partition_neutral_settings();
-	query_utility("LOCK TABLE coord_internal.event_log IN SHARE UPDATE EXCLUSIVE MODE");
 	if (!OidIsValid(get_relname_relid(name, get_namespace_oid("coord_internal", false))))
 	{
 		query_utility(psprintf("CREATE TABLE coord_internal.%s (LIKE coord_internal.event_log)", name));
@@ -105,7 +112,7 @@ open_partition(int64 position)
 	known_partition = look_for_partition(number);
 	if (!OidIsValid(known_partition))
 	{
-		make_partition(number);
+		make_partition(number, true);
 		known_partition = look_for_partition(number);
 	}
 	relation = table_open(known_partition, RowExclusiveLock);
@@ -271,12 +278,15 @@ coord_publish_many(PG_FUNCTION_ARGS)
 /* A retention has as many partitions at least, so that it is kept to an eighth. */
 #define FRACTION 8
 
-/* The position that is handed out next. */
+/*
+ * The position that is handed out next; 0: none was yet.  Then there is no partition to
+ * make either: it could be in the way of a restore, which makes its own.
+ */
 static int64
 next_position(void)
 {
 	static Statement read = {
-		"SELECT CASE WHEN is_called THEN last_value + 1 ELSE last_value END FROM coord_internal.event_position",
+		"SELECT CASE WHEN is_called THEN last_value + 1 ELSE 0 END FROM coord_internal.event_position",
 		0, {0}
 	};
 	QueryScope	scope;
@@ -395,12 +405,12 @@ event_housekeeping(void)
 			PushActiveSnapshot(GetTransactionSnapshot());
 			next = next_position();
 			number = next >> PARTITION_BITS;
-			for (int64 wanted = number; wanted <= number + 1; wanted++)
+			for (int64 wanted = number; next != 0 && wanted <= number + 1; wanted++)
 			{
 				if (!OidIsValid(look_for_partition(wanted)))
-					make_partition(wanted);
+					make_partition(wanted, false);
 			}
-			at = published_at(number, false);
+			at = OidIsValid(look_for_partition(number)) ? published_at(number, false) : 0;
 			again = at != 0 && at < clock_now() - retention_us / FRACTION && skip_rest(number);
 			first = first_partition();
 			if (!again && first >= 0 && first < number)

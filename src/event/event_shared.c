@@ -56,6 +56,7 @@
 #include "storage/proc.h"
 #include "storage/shmem.h"
 #include "utils/lsyscache.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
@@ -124,6 +125,25 @@ event_shmem_size(void)
 	return MAXALIGN(offsetof(EventShared, publishers) + sizeof(Publisher) * publisher_count());
 }
 
+/* Free the slots of databases that are gone. */
+static void
+forget_dropped_databases(void)
+{
+	for (int i = 0; i < COORD_MAX_DATABASES; i++)
+	{
+		EventDatabase *database = &event_shared->databases[i];
+		Oid			oid = database->database;
+
+		if (!OidIsValid(oid) || SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(oid)))
+			continue;
+		LWLockAcquire(&event_shared->lock, LW_EXCLUSIVE);
+		if (database->database == oid)
+			database->database = InvalidOid;
+		LWLockRelease(&event_shared->lock);
+	}
+}
+
+/* This database's slot; NULL when there is no room. */
 static EventDatabase *
 find_database(void)
 {
@@ -151,10 +171,6 @@ find_database(void)
 		pg_atomic_write_u64(&result->clean, 0);
 	}
 	LWLockRelease(&event_shared->lock);
-	if (result == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("coord serves at most %d databases of a cluster", COORD_MAX_DATABASES)));
 	return result;
 }
 
@@ -222,8 +238,16 @@ attach(void)
 		LWLockRelease(AddinShmemInitLock);
 		coord_register_tranche(event_shared->tranche, "coord_event");
 	}
-	if (my_database == NULL)
+	if (my_database == NULL && (my_database = find_database()) == NULL)
+	{
+		forget_dropped_databases();
 		my_database = find_database();
+		if (my_database == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+					 errmsg("coord serves at most %d databases of a cluster",
+							COORD_MAX_DATABASES)));
+	}
 	if (my_database->sequence != sequence)
 		read_sequence(sequence);
 }
