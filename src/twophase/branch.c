@@ -93,6 +93,17 @@ is_written_down(Oid mapping, Oid role)
 	return found;
 }
 
+/* A copy does not act until somebody says so. */
+static void
+check_no_copy(void)
+{
+	if (installation_is_copy())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("this database is a copy and does not act"),
+				 errhint("SELECT coord.resume(); if it shall.")));
+}
+
 /*
  * Before anything is prepared under a mapping, the resolver has written down, in a
  * transaction of its own, that it is to look there: whoever crashes after PREPARE
@@ -118,6 +129,8 @@ ensure_ready(const UserMapping *mapping)
 			return;
 		if (until == 0)
 		{
+			/* Where nobody will answer. */
+			check_no_copy();
 			doorbell_attach();
 			if (coord_shared->launcher_pid == 0)
 				ereport(ERROR,
@@ -125,6 +138,12 @@ ensure_ready(const UserMapping *mapping)
 						 errmsg("coord's launcher is not running"),
 						 errdetail("Nobody would finish a transaction that a crash leaves prepared at a participant."),
 						 errhint("Add coord to shared_preload_libraries and restart the server.")));
+			if (!guc_enabled)
+				ereport(ERROR,
+						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						 errmsg("coord is disabled"),
+						 errdetail("Before a participant is used for the first time, the resolver notes it, and it does not run."),
+						 errhint("Set coord.enabled = on and reload the configuration, unless this server is a copy that is not to act.")));
 			until = now + REGISTER_US;
 		}
 		if (now >= until)
@@ -200,11 +219,7 @@ branch_enlist(const char *name, int64 until)
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("too many participants in one transaction"),
 				 errdetail("There may be %d.", COORD_MAX_PARTICIPANTS)));
-	if (installation_is_copy())
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("this database is a copy and does not act"),
-				 errhint("SELECT coord.resume(); if it shall.")));
+	check_no_copy();
 	ensure_ready(mapping);
 	twophase_hold_mapping(mapping->umid);
 	remote = remote_find(server, mapping);
