@@ -121,9 +121,10 @@ ensure_ready(const UserMapping *mapping)
 	for (;;)
 	{
 		int64		now = remote_now();
+		TimestampTz clock = GetCurrentTimestamp();
 		bool		ready = database->incarnation != 0 &&
 			database->installation == installation &&
-			database->covered_until > GetCurrentTimestamp();
+			database->covered_from <= clock && clock < database->covered_until;
 
 		if (ready && (mapping == NULL || is_written_down(mapping->umid, mapping->userid)))
 			return;

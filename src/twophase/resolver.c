@@ -243,6 +243,7 @@ answer_requests(void)
 	Oid			roles[TWOPHASE_REQUESTS];
 	QueryScope	scope;
 	Datum		values[3];
+	TimestampTz now = GetCurrentTimestamp();
 
 	LWLockAcquire(&twophase_shared->lock, LW_EXCLUSIVE);
 	count = mine->nrequests;
@@ -291,6 +292,7 @@ answer_requests(void)
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	LWLockAcquire(&twophase_shared->lock, LW_EXCLUSIVE);
+	mine->covered_from = Min(decisions.covered_from, now);
 	mine->covered_until = decisions.covered_until;
 	LWLockRelease(&twophase_shared->lock);
 	ConditionVariableBroadcast(&mine->answered);
@@ -413,7 +415,7 @@ run(void)
 			mine->late_until = now + LATE_MAX_US;
 		if (wanted)
 			retry_us = RETRY_MIN_US;	/* something new */
-		if (wanted || mine->covered_until < now)
+		if (wanted || now < mine->covered_from || mine->covered_until < now)
 			answer_requests();
 		if (wanted || (look_at != 0 && look_at <= now))
 		{

@@ -42,7 +42,8 @@ typedef struct TwophaseDatabase
 	pg_uuid_t	cluster;
 	int64		first_gtid;		/* of what was decided in this run of the server */
 	int64		began_gtid;		/* and in this incarnation */
-	TimestampTz covered_until;	/* decisions have a partition until then */
+	TimestampTz covered_from;	/* decisions have a partition from then .. */
+	TimestampTz covered_until;	/* .. until then */
 
 	/* Mappings that want to be written down as participants. */
 	int			nrequests;
