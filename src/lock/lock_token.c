@@ -103,12 +103,19 @@ reserve(int64 value)
 	XLogFlush(XactLastRecEnd);
 }
 
-/* What tables and the sequence say: the highest token, and what was reserved. */
+/*
+ * What tables and the sequence say: the highest token, and what was reserved.  Ids of
+ * two-phase commit are from the same counter.
+ */
 static int64
 read_stored(int64 *reserved)
 {
 	static Statement read = {
-		"SELECT coalesce((SELECT max(token) FROM coord_internal.lease), 0),"
+		"SELECT greatest((SELECT max(token) FROM coord_internal.lease),"
+		"  (SELECT max(gtid) FROM coord_internal.twophase_decision),"
+		"  (SELECT max(acked_gtid) FROM coord_internal.twophase_participant),"
+		"  (SELECT max(first_gtid) FROM coord_internal.twophase_incarnation),"
+		"  (SELECT max(gtid) FROM coord_internal.twophase_app), 0),"
 		" CASE WHEN is_called THEN last_value ELSE 0 END FROM coord_internal.token_floor",
 		0, {0}
 	};
