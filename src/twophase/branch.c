@@ -29,6 +29,7 @@
 #include "base/guc.h"
 #include "base/installation.h"
 #include "base/query.h"
+#include "lock/lock.h"
 #include "twophase/branch.h"
 #include "twophase/foreign_write.h"
 #include "twophase/twophase_shared.h"
@@ -145,6 +146,7 @@ ensure_ready(const UserMapping *mapping)
 						 errmsg("coord is disabled"),
 						 errdetail("Before a participant is used for the first time, the resolver notes it, and it does not run."),
 						 errhint("Set coord.enabled = on and reload the configuration, unless this server is a copy that is not to act.")));
+			(void) lock_token_current();	/* or its error, which the resolver meets, too */
 			until = now + REGISTER_US;
 		}
 		if (now >= until)
