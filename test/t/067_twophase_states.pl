@@ -459,7 +459,7 @@ sub set_clock
   };
 
   $goes_on->('before');
-  my ($name, $client, $gate) = transfer_at($clocked, 'twophase_committed');
+  my ($aged, $client, $gate) = transfer_at($clocked, 'twophase_committed');
   my $old = one($dbh, 'SELECT max(gtid) FROM coord.twophase_active');
   $p1->backup('with it');
   open_gate($gate);
@@ -483,7 +483,7 @@ sub set_clock
   my $restored = $restore->('restored');
   one($dbh, q{SELECT count(*) FROM coord.twophase_resolve('p1')});
   is(our_gids($restored), 0, 'F24: within the retention it is brought up to the decision');
-  is(marks($name, $restored), 'restored', 'F24: it has happened there');
+  is(marks($aged, $restored), 'restored', 'F24: it has happened there');
   is(one($dbh, q{SELECT count(*) FROM coord.twophase_history WHERE event ~ '^resurrected' AND gtid = ?}, $old), 1, 'F24: the history tells of it');
   $point_at->($p1);
   $restored->stop('immediate');
@@ -493,7 +493,18 @@ sub set_clock
   $goes_on->('F29: a month back');
   set_clock(0);
   $goes_on->('F29: the clock is right again');
+  (my $name, $client, $gate) = transfer_at($clocked, 'twophase_committed');
+  $restart->(sub {
+    answer_of($client);
+    open_gate($gate);
+    set_clock(-3);
+  });
+  like(error_of($dbh, $_), qr/^55000 .*HINT:.*coord\.fence_advance/s, "F29: three hours back, by a restart, refused: $_")
+    foreach $exec, 'SELECT coord.twophase_current()';
+  is(our_gids($_), 1, 'F29: what is left over is left at ' . $_->name) foreach $p1, $p2;
   $restart->(sub { set_clock(-0.5) });
+  is(settled(@all), '', 'F29: half an hour back, by a restart: nothing is left');
+  is(marks($name, @all), 'clocked p1 p2', 'F29: it has happened everywhere');
   $goes_on->('F29: half an hour back, by a restart');
 
   # Ahead, beyond the retention.
@@ -508,7 +519,7 @@ sub set_clock
   like($reason, qr/^older than coord\.twophase_retention/, 'F24: it is in doubt, and why');
   $dbh->do(q{SELECT coord.twophase_force(?, 'p1', 'committed', 'from a backup')}, undef, $gid);
   is(our_gids($restored), 0, 'F24: forced, it is gone');
-  is(marks($name, $restored), 'old', 'F24: it has happened there');
+  is(marks($aged, $restored), 'old', 'F24: it has happened there');
   is(one($dbh, 'SELECT count(*) FROM coord.twophase_in_doubt'), 0, 'F24: nothing is in doubt');
   $point_at->($p1);
   $restored->stop('immediate');
