@@ -62,9 +62,10 @@ lock_work() {
 }
 
 # The checkout, without what git ignores, as the builder's directory $1.
-# Objects from an earlier run stay there, so a second run compiles little.
+# Objects from an earlier run stay there, so a second run compiles little; what has
+# changed gets the time of the copy, for a checkout may be older than the objects.
 copy_source() {
-  local opts=(-rlpt --delete --chmod=u+rwX "--filter=:- .gitignore" --exclude=/.git)
+  local opts=(-rlp --checksum --delete --chmod=u+rwX "--filter=:- .gitignore" --exclude=/.git)
   if [ "$(id -u)" = 0 ]; then opts+=(--owner --group --chown=postgres:postgres); fi
   rsync "${opts[@]}" "$TOP/" "$1/"
 }

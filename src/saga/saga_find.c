@@ -164,11 +164,48 @@ coord_saga_find(PG_FUNCTION_ARGS)
 	PG_RETURN_INT64(id);
 }
 
-/* Is it finished, or stopped until an operator does something? */
-bool
-saga_has_nothing_to_wait_for(const char *status)
+/* Has an operator asked for something that was left to who had the saga in hand? */
+static bool
+has_request(int64 id)
 {
-	return strcmp(status, "running") != 0 && strcmp(status, "compensating") != 0;
+	static Statement read = {
+		"SELECT FROM coord_internal.saga_request WHERE saga_id = $1 LIMIT 1", 1, {INT8OID}
+	};
+	QueryScope	scope;
+	Datum		value = Int64GetDatum(id);
+	bool		found;
+
+	query_begin(&scope);
+	found = query_run_latest(&read, &value, NULL, 1) > 0;
+	query_end(&scope);
+	return found;
+}
+
+static bool
+is_going_on(const char *status)
+{
+	return strcmp(status, "running") == 0 || strcmp(status, "compensating") == 0;
+}
+
+/*
+ * Is it finished, or stopped until an operator does something?  Stopped is not what one
+ * of them has set going already, which may be left to who has the saga in hand.  Sets
+ * the status.
+ */
+bool
+saga_has_nothing_to_wait_for(int64 id, char **status)
+{
+	*status = saga_status_or_error(id);
+	if (is_going_on(*status))
+		return false;
+	if (saga_status_is_final(machine_state(&saga_machine, *status)))
+		return true;
+	if (has_request(id))
+		return false;
+
+	/* It may have been carried out since the status was read. */
+	*status = saga_status_or_error(id);
+	return !is_going_on(*status);
 }
 
 /*
@@ -209,10 +246,10 @@ coord_saga_wait(PG_FUNCTION_ARGS)
 	for (;;)
 	{
 		int64		left;
+		bool		done = saga_has_nothing_to_wait_for(id, &status);
 
-		status = saga_status_or_error(id);
 		left = end - GetCurrentTimestamp();
-		if (saga_has_nothing_to_wait_for(status) || left <= 0)
+		if (done || left <= 0)
 			break;
 		(void) ConditionVariableTimedSleep(waiters,
 										   Min(left / 1000 + 1, WAIT_RECHECK_MS),

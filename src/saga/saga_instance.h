@@ -309,7 +309,7 @@ extern int64 saga_start(const StartOptions *options, bool *existing);
 
 /* saga_find.c */
 extern char *saga_status_or_error(int64 id);
-extern bool saga_has_nothing_to_wait_for(const char *status);
+extern bool saga_has_nothing_to_wait_for(int64 id, char **status);
 extern char *saga_visible_status(int64 id);
 extern char *saga_repairable_status(int64 id, const char *verb);
 

@@ -525,6 +525,7 @@ await_saga(int64 id, TimestampTz end)
 {
 	static uint32 wait_event = 0;
 	ConditionVariable *waiters = doorbell_waiters(id);
+	char	   *status;
 	bool		ready;
 
 	ConditionVariablePrepareToSleep(waiters);
@@ -532,7 +533,7 @@ await_saga(int64 id, TimestampTz end)
 	{
 		int64		left;
 
-		ready = saga_has_nothing_to_wait_for(saga_status_or_error(id));
+		ready = saga_has_nothing_to_wait_for(id, &status);
 		left = end - GetCurrentTimestamp();
 		if (ready || left <= 0)
 			break;

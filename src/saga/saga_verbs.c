@@ -627,6 +627,8 @@ apply_to_saga(Turn *turn, Saga *saga)
 		else
 			apply(turn, saga, &requests[i], &refusal);
 	}
+	if (count > 0)
+		doorbell_finished_at_commit(saga->id);	/* for who waited until it is done */
 	MemoryContextSwitchTo(old);
 }
 

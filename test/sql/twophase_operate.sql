@@ -135,7 +135,7 @@ SELECT server_name, action FROM coord.twophase_resolve() ORDER BY 1, 2;
 SELECT coord.twophase_force(:'g600', 'part_a', 'committed', 'seen on paper');
 SELECT count(*) FROM coord.twophase_in_doubt;
 SELECT coord.twophase_outcome(:base + 400), coord.twophase_outcome(:base + 600);
-SELECT event, no_ids(gid), servers, owner = current_user AS mine, reason FROM coord.twophase_history WHERE event <> 'committed' ORDER BY at, coord_internal.gid_gtid(gid), gid;
+SELECT event, no_ids(gid), servers, owner = current_user AS mine, reason FROM coord.twophase_history WHERE event <> 'committed' ORDER BY coord_internal.gid_gtid(gid), event, gid, at;
 
 -- A restore point here and at all participants.
 SELECT coord.create_restore_point('regress_twophase') <= pg_current_wal_insert_lsn();
