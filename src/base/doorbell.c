@@ -717,7 +717,7 @@ doorbell_push(DatabaseSlot *slot, const QueueEntry *entries, int count)
 	for (i = 0; i < count && slot->queued < COORD_QUEUE_SIZE; i++)
 	{
 		push_locked(slot, entries[i]);
-		tasks += entries[i].task;
+		tasks += entries[i].kind != WORK_SAGA;
 	}
 	if (tasks > 0)
 		want_workers_locked(slot, tasks, wake_locked(slot->database, tasks));
@@ -741,7 +741,8 @@ ring(void)
 		{
 			if (due[i].wake_at <= now)
 			{
-				QueueEntry	entry = {due[i].id, 0, due[i].priority, due[i].owner, due[i].task};
+				QueueEntry	entry = {due[i].id, 0, due[i].priority, due[i].owner,
+				due[i].task ? WORK_TASK : WORK_SAGA};
 
 				if (due[i].told)
 				{

@@ -29,14 +29,21 @@
 /* Entries worth a commit of their own. */
 #define COORD_ENOUGH_FOR_A_TURN 16
 
-/* Something due: an instance to look at, or a task to carry out. */
+typedef enum WorkKind
+{
+	WORK_SAGA,					/* an instance to look at */
+	WORK_TASK,					/* a task to carry out */
+	WORK_SUBSCRIPTION			/* events to handle */
+} WorkKind;
+
+/* Something due. */
 typedef struct QueueEntry
 {
 	int64		id;
 	uint32		sequence;		/* arrival, for order within a priority */
 	int32		priority;
 	Oid			owner;
-	bool		task;
+	WorkKind	kind;
 } QueueEntry;
 
 #define COORD_HOLDS 64
@@ -117,7 +124,7 @@ typedef struct WorkerSlot
 	volatile int64 interrupt;	/* the saga whose step is to be cancelled */
 } WorkerSlot;
 
-/* A saga that was in hand at a crash; see saga_crash.c. */
+/* A saga that was in hand at a crash; see in_hand.c. */
 typedef struct Suspect
 {
 	Oid			database;

@@ -41,6 +41,7 @@
 #include "base/debug_point.h"
 #include "base/guc.h"
 #include "base/identity.h"
+#include "base/in_hand.h"
 #include "base/installation.h"
 #include "event/event.h"
 #include "lock/lock.h"
@@ -83,7 +84,7 @@ worker_exit(int code, Datum arg)
 {
 	DatabaseSlot *slot = my_database;
 
-	saga_crash_detach();
+	in_hand_detach();
 	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
 	if (slot != NULL)
 	{
@@ -325,14 +326,14 @@ static int
 gather_owner(int max)
 {
 	Oid			owner = staged[0].owner;
-	bool		task = staged[0].task;
+	WorkKind	kind = staged[0].kind;
 	QueueEntry	others[MAX_STAGED];
 	int			count = 0;
 	int			nothers = 0;
 
 	for (int i = 0; i < nstaged; i++)
 	{
-		if (staged[i].owner == owner && staged[i].task == task && count < max)
+		if (staged[i].owner == owner && staged[i].kind == kind && count < max)
 			staged[count++] = staged[i];
 		else
 			others[nothers++] = staged[i];
@@ -610,7 +611,7 @@ coord_worker_main(Datum arg)
 	doorbell_attach_queue();
 
 	check_state();
-	saga_crash_attach(place);
+	in_hand_attach(place);
 	my_database->scan = true;
 	run();
 }

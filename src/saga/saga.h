@@ -80,7 +80,5 @@ extern int	saga_scan_tasks(TimestampTz until, QueueEntry *entries, int max, Time
 extern int	saga_scan_priority(TimestampTz until, QueueEntry *entries, int max);
 extern void saga_apply_requests(void);
 extern void saga_housekeeping(void);
-extern void saga_crash_attach(int worker_slot);
-extern void saga_crash_detach(void);
 
 #endif							/* COORD_SAGA_H */

@@ -22,6 +22,7 @@
 #include "base/debug_point.h"
 #include "base/errors.h"
 #include "base/guc.h"
+#include "base/user_call.h"
 #include "saga/saga_task.h"
 
 #define DEFAULT_ATTEMPTS 3
@@ -544,7 +545,7 @@ saga_attempt_failed(Turn *turn, Saga *saga, int ordinal, ErrorData *error)
 	bool		again;
 
 	/* The step was cancelled for the sake of an operator's request. */
-	if (saga_error_is_cancel(error) && saga_crash_interrupted())
+	if (user_call_is_cancel(error) && in_hand_interrupted())
 	{
 		state->attempt--;
 		turn->end = true;
@@ -592,7 +593,7 @@ charge_suspect(Turn *turn, Saga *saga, int ordinal)
 {
 	StepState  *state = &saga->steps[ordinal];
 
-	if (saga_suspect_charged(saga->id, ordinal, state->phase, NO_ITEM))
+	if (suspect_charged(saga->id, ordinal, state->phase, NO_ITEM))
 		return true;
 	if (state->attempt >= saga_attempt_limit(&saga->def->steps[ordinal], state->phase))
 	{
@@ -608,7 +609,7 @@ charge_suspect(Turn *turn, Saga *saga, int ordinal)
 	state->attempt++;
 	state->dirty = true;
 	saga->dirty = true;
-	saga_suspect_charge(saga->id, ordinal, state->phase, NO_ITEM);
+	suspect_charge(saga->id, ordinal, state->phase, NO_ITEM);
 	saga->not_now = true;		/* but in the next transaction, by this process */
 	turn->end = true;
 	if (state->phase == PHASE_ACTION)
@@ -634,7 +635,7 @@ run_call(Turn *turn, Saga *saga, int ordinal, Phase phase)
 	if (phase == PHASE_COMPENSATION && state->status == STEP_COMPLETED)
 		saga_set_step(saga, ordinal, STEP_EVENT_UNDO);
 
-	if (saga_is_suspect(saga->id))
+	if (in_hand_is_suspect(saga->id))
 	{
 		if (!charge_suspect(turn, saga, ordinal))
 			return;
@@ -646,7 +647,7 @@ run_call(Turn *turn, Saga *saga, int ordinal, Phase phase)
 	if (call.outcome == CALL_NOT_NOW)
 	{
 		saga->not_now = true;
-		if (!saga_is_suspect(saga->id))
+		if (!in_hand_is_suspect(saga->id))
 			state->attempt--;
 		if (phase == PHASE_ACTION)
 			push_ready(saga, ordinal);
@@ -659,7 +660,7 @@ run_call(Turn *turn, Saga *saga, int ordinal, Phase phase)
 				(errmsg("saga " INT64_FORMAT " is left to a worker: %s",
 						saga->id, call.reason)));
 		saga->elsewhere = true;
-		if (!saga_is_suspect(saga->id))
+		if (!in_hand_is_suspect(saga->id))
 			state->attempt--;
 		if (phase == PHASE_ACTION)
 			push_ready(saga, ordinal);
@@ -673,7 +674,7 @@ run_call(Turn *turn, Saga *saga, int ordinal, Phase phase)
 	state->next_attempt_at = 0;
 	saga->dirty = true;
 	state->dirty = true;
-	saga_suspect_charge(saga->id, -1, phase, NO_ITEM);
+	suspect_charge(saga->id, -1, phase, NO_ITEM);
 
 	if (phase == PHASE_ACTION)
 		saga_set_step(saga, ordinal, STEP_EVENT_START);
@@ -764,7 +765,7 @@ way_of(Turn *turn, const Saga *saga, int ordinal)
 	if (step->kind != STEP_LOCAL || step->for_each != NULL)
 		return WAY_HAND_OUT;
 	if (!turn->worker || !saga->def->waits || saga->ready_count + saga->nwaiting == 0 ||
-		saga_is_suspect(saga->id))
+		in_hand_is_suspect(saga->id))
 		return WAY_CALL;
 	switch (saga_call_pace(step, PHASE_ACTION))
 	{
@@ -905,7 +906,7 @@ saga_advance(Turn *turn, Saga *saga)
 
 	if (saga->steps == NULL)
 		elog(ERROR, "saga " INT64_FORMAT " is not loaded", saga->id);
-	if (saga_is_suspect(saga->id) && !saga_suspect_acquire(saga->id))
+	if (in_hand_is_suspect(saga->id) && !suspect_acquire(saga->id))
 	{
 		saga->wake_at = clock_now() + SUSPECT_DELAY_US;
 		saga->dirty = true;

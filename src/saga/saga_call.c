@@ -50,7 +50,9 @@
 #include "base/compat.h"
 #include "base/debug_point.h"
 #include "base/json.h"
+#include "base/json_path.h"
 #include "base/query.h"
+#include "base/user_call.h"
 #include "saga/saga_task.h"
 #include "twophase/twophase.h"
 
@@ -372,7 +374,7 @@ invoke(Turn *turn, Saga *saga, int ordinal, Phase phase, FunctionEntry *entry,
 
 	document = saga_document(saga, ordinal, phase, saga->task);
 	if (phase == PHASE_ACTION && step->condition != NULL && step->for_each == NULL &&
-		!saga_condition_holds(step->condition, document))
+		!json_path_holds(step->condition, document))
 		outcome = CALL_SKIPPED;
 	else if (step->server != NULL)
 	{
@@ -406,36 +408,6 @@ invoke(Turn *turn, Saga *saga, int ordinal, Phase phase, FunctionEntry *entry,
 }
 
 /*
- * The step's timeout as the session's statement timeout.  In a caller's session
- * his own may be running and comes first if it is nearer; returns when his
- * ends, 0 if there is none.
- */
-static TimestampTz
-arm_timeout(TimestampTz ours, bool *armed)
-{
-	TimestampTz theirs = 0;
-
-	*armed = false;
-	if (get_timeout_active(STATEMENT_TIMEOUT))
-	{
-		theirs = get_timeout_finish_time(STATEMENT_TIMEOUT);
-		if (theirs <= ours)
-			return 0;
-	}
-	enable_timeout_at(STATEMENT_TIMEOUT, ours);
-	*armed = true;
-	return theirs;
-}
-
-static void
-disarm_timeout(TimestampTz theirs)
-{
-	disable_timeout(STATEMENT_TIMEOUT, false);
-	if (theirs != 0)
-		enable_timeout_at(STATEMENT_TIMEOUT, theirs);
-}
-
-/*
  * When a call's time is up: the step's timeout, and in a session that waits for a
  * vote the end of that; 0: never.
  */
@@ -462,7 +434,7 @@ invoke_timed(Turn *turn, Saga *saga, int ordinal, Phase phase,
 	if (until == 0)
 		return invoke(turn, saga, ordinal, phase, entry, result);
 
-	theirs = arm_timeout(until, &armed);
+	theirs = user_call_arm(until, &armed);
 	PG_TRY();
 	{
 		outcome = invoke(turn, saga, ordinal, phase, entry, result);
@@ -470,7 +442,7 @@ invoke_timed(Turn *turn, Saga *saga, int ordinal, Phase phase,
 	PG_FINALLY();
 	{
 		if (armed)
-			disarm_timeout(theirs);
+			user_call_disarm(theirs);
 	}
 	PG_END_TRY();
 
@@ -482,109 +454,11 @@ invoke_timed(Turn *turn, Saga *saga, int ordinal, Phase phase,
 	return outcome;
 }
 
-/* Was the process really cancelled, or did user code raise the code itself? */
-bool
-saga_error_is_cancel(const ErrorData *error)
-{
-	return error->sqlerrcode == ERRCODE_QUERY_CANCELED && error->funcname != NULL &&
-		strcmp(error->funcname, "ProcessInterrupts") == 0;
-}
-
 /* A caller who cancels his CALL, or whose time is up, means the CALL. */
 static bool
 must_propagate(Turn *turn, const ErrorData *error, bool step_timed_out)
 {
-	return saga_error_is_cancel(error) && !turn->worker && !step_timed_out;
-}
-
-/* ----------------------------------------------------------------
- *		Another role's code in a caller's session
- *
- * It runs as a security-restricted operation.  What core's restriction leaves
- * open is closed here.
- * ----------------------------------------------------------------
- */
-
-/* What the session had before the call. */
-typedef struct SessionState
-{
-	bool		watch;			/* a session, and code of another role */
-	int64		temp_objects;
-	int64		advisory_locks;
-} SessionState;
-
-static int64
-count_session_things(bool cursors, bool locks)
-{
-	static Statement open_cursors = {
-		"SELECT count(*) FROM pg_catalog.pg_cursors WHERE name <> $1",
-		1, {TEXTOID}
-	};
-	static Statement held_locks = {
-		"SELECT count(*) FROM pg_catalog.pg_locks WHERE pid = pg_backend_pid()"
-		" AND locktype = 'advisory'",
-		0, {0}
-	};
-	static Statement temp_objects = {
-		"SELECT count(*) FROM pg_catalog.pg_depend"
-		" WHERE refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass"
-		" AND refobjid = pg_catalog.pg_my_temp_schema()",
-		0, {0}
-	};
-	QueryScope	scope;
-	Datum		value;
-	int64		result;
-	bool		isnull;
-
-	query_begin(&scope);
-	value = CStringGetTextDatum(ActivePortal ? ActivePortal->name : "");
-	query_run(cursors ? &open_cursors : locks ? &held_locks : &temp_objects,
-			  &value, NULL, 0);
-	result = DatumGetInt64(query_value(0, 1, &isnull));
-	query_end(&scope);
-	return result;
-}
-
-/*
- * Before the call.  False when it must not be made here: cursors of the caller
- * are open, and whoever knows a cursor's name may fetch from it.
- */
-static bool
-watch_session(Turn *turn, const Saga *saga, SessionState *state)
-{
-	state->watch = !turn->worker && saga->owner != turn->user.identity.user;
-	if (!state->watch)
-		return true;
-	state->temp_objects = count_session_things(false, false);
-	state->advisory_locks = count_session_things(false, true);
-	return count_session_things(true, false) == 0;
-}
-
-/* Within the call: what it left in the caller's temporary schema undoes it. */
-static void
-check_temp_objects(const SessionState *state)
-{
-	if (state->watch && count_session_things(false, false) > state->temp_objects)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("cannot leave a temporary object within security-restricted operation")));
-}
-
-/* After the call, however it ended. */
-static void
-release_session(const SessionState *state)
-{
-	if (state->watch && state->advisory_locks == 0)
-		LockReleaseSession(USER_LOCKMETHOD);
-}
-
-/* Did core refuse what the step may do in a worker? */
-static bool
-is_restriction(const SessionState *state, const ErrorData *error)
-{
-	return state->watch && error->sqlerrcode == ERRCODE_INSUFFICIENT_PRIVILEGE &&
-		error->message_id != NULL &&
-		strstr(error->message_id, "security-restricted operation") != NULL;
+	return user_call_is_cancel(error) && !turn->worker && !step_timed_out;
 }
 
 /*
@@ -597,9 +471,9 @@ invoke_guarded(Turn *turn, Saga *saga, int ordinal, Phase phase,
 	ResourceOwner owner = CurrentResourceOwner;
 	MemoryContext context = CurrentMemoryContext;
 	TimestampTz until = call_until(turn, saga, ordinal, phase);
-	SessionState session;
+	UserCallSession session;
 
-	if (!watch_session(turn, saga, &session))
+	if (!user_call_watch(saga->owner, turn->user.identity.user, &session))
 	{
 		call->outcome = CALL_ELSEWHERE;
 		call->reason = "the session has open cursors";
@@ -611,7 +485,7 @@ invoke_guarded(Turn *turn, Saga *saga, int ordinal, Phase phase,
 	PG_TRY();
 	{
 		call->outcome = invoke_timed(turn, saga, ordinal, phase, entry, &call->result);
-		check_temp_objects(&session);
+		user_call_check(&session);
 		ReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;
@@ -626,7 +500,7 @@ invoke_guarded(Turn *turn, Saga *saga, int ordinal, Phase phase,
 		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;
 		call->outcome = CALL_FAILED;
-		if (is_restriction(&session, call->error))
+		if (user_call_is_restriction(&session, call->error))
 		{
 			call->outcome = CALL_ELSEWHERE;
 			call->reason = call->error->message;
@@ -635,7 +509,7 @@ invoke_guarded(Turn *turn, Saga *saga, int ordinal, Phase phase,
 			ReThrowError(call->error);
 	}
 	PG_END_TRY();
-	release_session(&session);
+	user_call_release(&session);
 }
 
 /* May the others in the same transaction have brought it about? */
@@ -653,7 +527,7 @@ report_call(Turn *turn, const Saga *saga, const StepDef *step, int ordinal, Phas
 {
 	char		activity[CHECK_NAME_MAX + 64];
 
-	saga_crash_enter(saga->id, saga->def->id, ordinal, phase, saga->owner);
+	in_hand_enter(saga->id, saga->def->id, ordinal, phase, saga->owner);
 	if (!turn->worker || !pgstat_track_activities)
 		return;
 	snprintf(activity, sizeof(activity), "coord: saga " INT64_FORMAT " %s %s",
@@ -689,7 +563,7 @@ saga_call(Turn *turn, Saga *saga, int ordinal, Phase phase, CallResult *call)
 	CallMemory *memory = phase_memory(step, phase);
 	const char *name = phase == PHASE_ACTION ? step->action : step->compensation;
 	bool		alone = memory->calls == 0 || memory->alone || memory->alone_next ||
-		memory->mean_us > SLOW_CALL_US || saga_is_suspect(saga->id);
+		memory->mean_us > SLOW_CALL_US || in_hand_is_suspect(saga->id);
 	bool		guarded = turn->guard_all || alone || memory->distrust > 0;
 	bool		first = turn->calls == 0;
 	CallErrorContext error_context = {saga, step};
@@ -741,7 +615,7 @@ saga_call(Turn *turn, Saga *saga, int ordinal, Phase phase, CallResult *call)
 	MemoryContextSwitchTo(context);
 
 	remember_call(memory, begin);
-	saga_crash_leave();
+	in_hand_leave();
 	error_context_stack = callback.previous;
 	if (call->result != NULL)
 	{

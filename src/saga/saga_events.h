@@ -99,7 +99,6 @@ is_probe(const StepDef *step)
 }
 
 /* saga_handout.c */
-extern Jsonb *saga_path_query(JsonPath *path, Jsonb *document, bool first);
 extern void saga_hand_out_later(Turn *turn, const Saga *saga, int ordinal, Phase phase,
 								bool null_compensation, TimestampTz available_at);
 extern void saga_begin_waiting(Saga *saga, int ordinal);

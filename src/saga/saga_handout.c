@@ -24,55 +24,9 @@
 #include "base/clock.h"
 #include "base/errors.h"
 #include "base/json.h"
+#include "base/json_path.h"
+#include "base/user_call.h"
 #include "saga/saga_events.h"
-
-/* ----------------------------------------------------------------
- *		Paths of a definition on the context document
- * ----------------------------------------------------------------
- */
-
-/* The items of a path as an array, or (first) its first item or NULL. */
-Jsonb *
-saga_path_query(JsonPath *path, Jsonb *document, bool first)
-{
-	LOCAL_FCINFO(fcinfo, 4);
-	JsonWriter	writer = {0};
-	Datum		result;
-
-	json_begin_object(&writer);
-	json_end_object(&writer);
-	InitFunctionCallInfoData(*fcinfo, NULL, 4, InvalidOid, NULL, NULL);
-	fcinfo->args[0].value = JsonbPGetDatum(document);
-	fcinfo->args[0].isnull = false;
-	fcinfo->args[1].value = PointerGetDatum(path);
-	fcinfo->args[1].isnull = false;
-	fcinfo->args[2].value = JsonbPGetDatum(json_finish(&writer));
-	fcinfo->args[2].isnull = false;
-	fcinfo->args[3].value = BoolGetDatum(false);
-	fcinfo->args[3].isnull = false;
-	result = first ? jsonb_path_query_first_tz(fcinfo) : jsonb_path_query_array_tz(fcinfo);
-	return fcinfo->isnull ? NULL : DatumGetJsonbP(result);
-}
-
-/*
- * The first item of the path: a boolean as it is, none or null is false, anything
- * else true.
- */
-bool
-saga_condition_holds(JsonPath *path, Jsonb *document)
-{
-	Jsonb	   *item = saga_path_query(path, document, true);
-	JsonbValue	value;
-
-	if (item == NULL)
-		return false;
-	if (!JB_ROOT_IS_SCALAR(item))
-		return true;
-	JsonbExtractScalar(&item->root, &value);
-	if (value.type == jbvNull)
-		return false;
-	return value.type != jbvBool || value.val.boolean;
-}
 
 /* What a step that is to be handed out needs to know first. */
 typedef struct Preparation
@@ -118,7 +72,7 @@ start_child(Turn *turn, Saga *saga, const StepDef *step, Jsonb *document)
 	bool		existing;
 
 	options.name = step->saga;
-	options.input = saga_path_query(step->input, document, true);
+	options.input = json_path_query(step->input, document, true);
 	if (options.input == NULL)
 	{
 		json_begin_object(&writer);
@@ -144,11 +98,11 @@ prepare(Turn *turn, Saga *saga, int ordinal, Preparation *preparation)
 	Jsonb	   *document = saga_document(saga, ordinal, PHASE_ACTION, NULL);
 
 	preparation->wanted = step->condition == NULL ||
-		saga_condition_holds(step->condition, document);
+		json_path_holds(step->condition, document);
 	if (!preparation->wanted)
 		return;
 	if (step->for_each != NULL)
-		preparation->items = saga_path_query(step->for_each, document, false);
+		preparation->items = json_path_query(step->for_each, document, false);
 	if (step->kind == STEP_SAGA)
 	{
 		UserScope	user;
@@ -191,7 +145,7 @@ prepare_guarded(Turn *turn, Saga *saga, int ordinal, Preparation *preparation)
 		error = CopyErrorData();
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
-		if (saga_error_is_cancel(error))
+		if (user_call_is_cancel(error))
 			ReThrowError(error);
 	}
 	PG_END_TRY();

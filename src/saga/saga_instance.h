@@ -14,6 +14,7 @@
 #include "utils/jsonb.h"
 #include "utils/uuid.h"
 
+#include "base/in_hand.h"
 #include "base/identity.h"
 #include "saga/saga.h"
 #include "saga/saga_definition.h"
@@ -244,7 +245,6 @@ extern void saga_learn(Saga *saga, int ordinal, Phase phase, int64 us);
 extern char *saga_result_failure(Jsonb *result);
 extern void saga_call(Turn *turn, Saga *saga, int ordinal, Phase phase, CallResult *result);
 extern void saga_leave_user(Turn *turn);
-extern bool saga_error_is_cancel(const ErrorData *error);
 extern void saga_distrust(SagaDef *def, int ordinal, Phase phase);
 
 /* saga_hand.c */
@@ -256,16 +256,7 @@ extern void saga_take_in_hand(Turn *turn, const int64 *ids, int count);
 extern bool saga_is_in_hand(int64 id);
 extern bool saga_has_in_hand(void);
 
-/* saga_crash.c */
-extern void saga_crash_enter(int64 saga, int64 definition, int ordinal, Phase phase, Oid owner);
-extern bool saga_crash_interrupted(void);
-extern void saga_crash_leave(void);
-extern bool saga_is_suspect(int64 saga);
-extern bool saga_suspect_acquire(int64 saga);
-extern void saga_suspect_release(bool all);
-extern bool saga_suspect_charged(int64 saga, int ordinal, Phase phase, int item);
-extern void saga_suspect_charge(int64 saga, int ordinal, Phase phase, int item);
-extern void saga_suspect_clear(int64 saga);
+/* in_hand.c */
 
 /* saga_verbs.c */
 extern void saga_apply_requests_here(void);

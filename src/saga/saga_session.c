@@ -61,7 +61,7 @@ commit_without_snapshot(void)
 		elog(ERROR, "SPI_connect failed");
 	SPI_commit();
 	SPI_finish();
-	saga_suspect_release(true);
+	suspect_release(true);
 }
 
 /* The same, and take a snapshot. */

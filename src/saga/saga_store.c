@@ -641,7 +641,7 @@ write_finished(Saga **sagas, int count)
 		doorbell_finished_at_commit(sagas[i]->id);
 		if (sagas[i]->def->participant)
 			doorbell_finished_at_commit(saga_participant_gtid(sagas[i]));
-		saga_suspect_clear(sagas[i]->id);
+		suspect_clear(sagas[i]->id);
 	}
 }
 

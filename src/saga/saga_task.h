@@ -70,7 +70,6 @@ extern void saga_let_items_go(int64 saga, const SagaDef *def, int priority, Oid 
 							  int ordinal, Phase phase, int item, int finished);
 extern bool saga_any_child_undone(const Saga *saga);
 extern bool saga_any_item_undone(const Saga *saga, int ordinal);
-extern bool saga_condition_holds(JsonPath *path, Jsonb *document);
 extern void saga_tell(const int64 *ids, const int *priorities, const Oid *owners, int count);
 
 /* saga_queue.c; queue_places() may read tables */

@@ -31,6 +31,7 @@
 #include "base/debug_point.h"
 #include "base/json.h"
 #include "base/query.h"
+#include "base/user_call.h"
 #include "saga/saga_task.h"
 
 /* What has become of a task in this turn. */
@@ -257,13 +258,13 @@ charge_suspect(Turn *turn, Work *work)
 {
 	Task	   *task = &work->task;
 
-	if (!saga_suspect_acquire(work->saga->id))
+	if (!suspect_acquire(work->saga->id))
 	{
 		work->end = TASK_AGAIN;
 		work->available_at = clock_now() + USECS_PER_SEC / 10;
 		return false;
 	}
-	if (saga_suspect_charged(work->saga->id, task->ordinal, task->phase, task->item))
+	if (suspect_charged(work->saga->id, task->ordinal, task->phase, task->item))
 		return true;
 	if (task->attempt >= saga_attempt_limit(&work->saga->def->steps[task->ordinal], task->phase))
 	{
@@ -276,7 +277,7 @@ charge_suspect(Turn *turn, Work *work)
 	}
 	task->attempt++;
 	work->end = TASK_CHARGED;
-	saga_suspect_charge(work->saga->id, task->ordinal, task->phase, task->item);
+	suspect_charge(work->saga->id, task->ordinal, task->phase, task->item);
 	turn->end = true;
 	return false;
 }
@@ -295,7 +296,7 @@ carry_out(Turn *turn, Work *work)
 		work->end = TASK_LEFT;
 		return;
 	}
-	suspect = saga_is_suspect(saga->id);
+	suspect = in_hand_is_suspect(saga->id);
 	if (suspect && !charge_suspect(turn, work))
 		return;
 	if (!suspect)
@@ -319,7 +320,7 @@ carry_out(Turn *turn, Work *work)
 		return;
 	}
 	work->finished_at = clock_now();
-	saga_suspect_charge(saga->id, -1, task->phase, NO_ITEM);
+	suspect_charge(saga->id, -1, task->phase, NO_ITEM);
 	switch (call.outcome)
 	{
 		case CALL_SUCCEEDED:
@@ -330,7 +331,7 @@ carry_out(Turn *turn, Work *work)
 			work->end = TASK_SKIPPED;
 			break;
 		case CALL_FAILED:
-			if (saga_error_is_cancel(call.error) && saga_crash_interrupted())
+			if (user_call_is_cancel(call.error) && in_hand_interrupted())
 			{
 				work->end = TASK_LEFT;	/* for the sake of an operator's request */
 				turn->end = true;

@@ -136,7 +136,7 @@ note_let_go(Saga **sagas, int count)
 		let_go[nlet_go].id = saga->id;
 		let_go[nlet_go].priority = saga->priority;
 		let_go[nlet_go].owner = saga->owner;
-		let_go[nlet_go++].task = false;
+		let_go[nlet_go++].kind = WORK_SAGA;
 	}
 }
 
@@ -240,7 +240,7 @@ turn_transaction(Turn *turn, QueueEntry *entries, int count, SagaTurnResult *res
 	PushActiveSnapshot(GetTransactionSnapshot());
 	saga_ensure_partitions(true);
 	PopActiveSnapshot();
-	if (entries[0].task)
+	if (entries[0].kind == WORK_TASK)
 		result->sagas = saga_carry_out(turn, ids, count, &result->leftover, &result->fresh);
 	else
 		result->sagas = advance(turn, ids, count, &result->leftover, &result->fresh);
@@ -248,7 +248,7 @@ turn_transaction(Turn *turn, QueueEntry *entries, int count, SagaTurnResult *res
 		entries[i].id = ids[i];
 	result->steps = turn->calls;
 	CommitTransactionCommand();
-	saga_suspect_release(false);
+	suspect_release(false);
 	saga_turn_end(turn);
 	recheck_inboxes(turn->slot);
 
@@ -340,9 +340,9 @@ saga_worker_turn(QueueEntry *entries, int count, SagaTurnResult *result)
 			saga_distrust(turn.calling->def, turn.calling_ordinal, turn.calling_phase);
 		else if (count > 1)
 			singly = count;
-		saga_crash_leave();
-		saga_suspect_release(true);
-		(void) saga_crash_interrupted();
+		in_hand_leave();
+		suspect_release(true);
+		(void) in_hand_interrupted();
 		AbortCurrentTransaction();
 		identity_forget_session();
 	}
@@ -362,7 +362,7 @@ saga_worker_turn(QueueEntry *entries, int count, SagaTurnResult *result)
 		RetryPolicy standard = {0};
 		const char *sqlstate = unpack_sql_state(error->sqlerrcode);
 
-		int64		saga = entries[0].task ? saga_of_task(entries[0].id) : entries[0].id;
+		int64		saga = entries[0].kind == WORK_TASK ? saga_of_task(entries[0].id) : entries[0].id;
 
 		ereport(LOG,
 				(errmsg("coord: saga " INT64_FORMAT " could not be advanced: %s",
@@ -395,7 +395,7 @@ saga_turn_size(void)
 
 /* Rows of the last result: id, priority, owner. */
 static void
-read_entries(QueueEntry *entries, uint64 rows, bool tasks)
+read_entries(QueueEntry *entries, uint64 rows, WorkKind kind)
 {
 	for (uint64 i = 0; i < rows; i++)
 	{
@@ -404,7 +404,7 @@ read_entries(QueueEntry *entries, uint64 rows, bool tasks)
 		entries[i].id = query_int8(i, 1);
 		entries[i].priority = query_int4(i, 2);
 		entries[i].owner = DatumGetObjectId(query_value(i, 3, &isnull));
-		entries[i].task = tasks;
+		entries[i].kind = kind;
 	}
 }
 
@@ -434,7 +434,7 @@ saga_scan_due(TimestampTz mark_at, int64 mark_id, TimestampTz until,
 	values[2] = TimestampTzGetDatum(until);
 	values[3] = Int32GetDatum(max);
 	rows = query_run(&scan, values, NULL, 0);
-	read_entries(entries, rows, false);
+	read_entries(entries, rows, WORK_SAGA);
 	if (rows > 0)
 	{
 		*last_at = query_time(rows - 1, 4);
@@ -465,7 +465,7 @@ saga_scan_priority(TimestampTz until, QueueEntry *entries, int max)
 	values[0] = TimestampTzGetDatum(until);
 	values[1] = Int32GetDatum(max);
 	rows = query_run(&scan, values, NULL, 0);
-	read_entries(entries, rows, false);
+	read_entries(entries, rows, WORK_SAGA);
 	query_end(&scope);
 	return (int) rows;
 }
@@ -486,7 +486,7 @@ saga_scan_inbox(QueueEntry *entries, int max)
 
 	query_begin(&scope);
 	rows = query_run(&scan, &value, NULL, 0);
-	read_entries(entries, rows, false);
+	read_entries(entries, rows, WORK_SAGA);
 	query_end(&scope);
 	return (int) rows;
 }
@@ -517,7 +517,7 @@ saga_scan_tasks(TimestampTz until, QueueEntry *entries, int max, TimestampTz *ne
 	values[0] = TimestampTzGetDatum(until);
 	values[1] = Int32GetDatum(max);
 	rows = query_run(&scan, values, NULL, 0);
-	read_entries(entries, rows, true);
+	read_entries(entries, rows, WORK_TASK);
 	query_run(&later, values, NULL, 0);
 	*next = query_time(0, 1);
 	query_end(&scope);

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * saga_crash.c
+ * in_hand.c
  *	  What a worker has in hand: for crashes, operators and coord.workers.
  *
  * Before user code runs, the worker writes the saga's id into its place in a
@@ -13,6 +13,9 @@
  * A suspect's steps run alone, with the attempt committed beforehand, and never
  * two suspects at a time in the cluster: of several that were in hand only one
  * can be the culprit, and the others come through when it does not run.
+ *
+ * What handles events is in hand by its subscription, whose name here is the
+ * subscription's id with a minus.
  *
  * The list is in shared memory, and written through to the file, so that it
  * does not matter which process meets a suspect.  Losing the file loses caution,
@@ -33,7 +36,7 @@
 #include "utils/timestamp.h"
 
 #include "base/doorbell.h"
-#include "saga/saga_instance.h"
+#include "base/in_hand.h"
 
 #define CRASH_FILE "coord.inhand"
 
@@ -130,7 +133,7 @@ add_suspect(SagaName name)
  * what a crash left in the file.
  */
 void
-saga_crash_attach(int worker_slot)
+in_hand_attach(int worker_slot)
 {
 	my_slot = &coord_shared->workers[worker_slot];
 	my_place = worker_slot;
@@ -152,20 +155,20 @@ saga_crash_attach(int worker_slot)
 		write_suspects();
 	}
 	LWLockRelease(&coord_shared->lock);
-	saga_crash_leave();
+	in_hand_leave();
 }
 
 /* An orderly end: nothing is in hand. */
 void
-saga_crash_detach(void)
+in_hand_detach(void)
 {
-	saga_crash_leave();
-	saga_suspect_release(true);
+	in_hand_leave();
+	suspect_release(true);
 }
 
 /* User code of a saga is about to run. */
 void
-saga_crash_enter(int64 saga, int64 definition, int ordinal, Phase phase, Oid owner)
+in_hand_enter(int64 saga, int64 definition, int ordinal, int phase, Oid owner)
 {
 	if (my_slot == NULL)
 		return;
@@ -184,7 +187,7 @@ saga_crash_enter(int64 saga, int64 definition, int ordinal, Phase phase, Oid own
 
 /* User code has returned, or its transaction has been aborted. */
 void
-saga_crash_leave(void)
+in_hand_leave(void)
 {
 	if (my_slot == NULL)
 		return;
@@ -197,7 +200,7 @@ saga_crash_leave(void)
  * Was a cancel sent for the sake of an operator's request?  Says so once.
  */
 bool
-saga_crash_interrupted(void)
+in_hand_interrupted(void)
 {
 	if (my_slot == NULL || my_slot->interrupt == 0)
 		return false;
@@ -206,7 +209,7 @@ saga_crash_interrupted(void)
 }
 
 bool
-saga_is_suspect(int64 saga)
+in_hand_is_suspect(int64 saga)
 {
 	bool		result;
 
@@ -220,10 +223,10 @@ saga_is_suspect(int64 saga)
 
 /*
  * May this process advance the suspect now?  Not while another process has one;
- * until saga_suspect_release() it has this one.
+ * until suspect_release() it has this one.
  */
 bool
-saga_suspect_acquire(int64 saga)
+suspect_acquire(int64 saga)
 {
 	Suspect    *mine;
 	bool		free = true;
@@ -249,7 +252,7 @@ saga_suspect_acquire(int64 saga)
  * between and crashed the server, the charge would have been for nothing.
  */
 void
-saga_suspect_release(bool all)
+suspect_release(bool all)
 {
 	if (coord_shared == NULL || coord_shared->nsuspects == 0)
 		return;
@@ -266,7 +269,7 @@ saga_suspect_release(bool all)
 
 /* Has the attempt at this call of a suspect been committed? */
 bool
-saga_suspect_charged(int64 saga, int ordinal, Phase phase, int item)
+suspect_charged(int64 saga, int ordinal, int phase, int item)
 {
 	Suspect    *suspect;
 	bool		result;
@@ -282,7 +285,7 @@ saga_suspect_charged(int64 saga, int ordinal, Phase phase, int item)
 
 /* It will have been, when this transaction commits; -1: the call was made. */
 void
-saga_suspect_charge(int64 saga, int ordinal, Phase phase, int item)
+suspect_charge(int64 saga, int ordinal, int phase, int item)
 {
 	Suspect    *suspect;
 
@@ -301,7 +304,7 @@ saga_suspect_charge(int64 saga, int ordinal, Phase phase, int item)
 
 /* It is finished: nothing to suspect any more. */
 void
-saga_suspect_clear(int64 saga)
+suspect_clear(int64 saga)
 {
 	Suspect    *suspect;
 
