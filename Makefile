@@ -8,7 +8,8 @@ EXTVERSION = 1.0
 
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c src/*/*.c)))
 SQL_PIECES = sql/begin.sql sql/base.sql sql/saga.sql sql/task.sql sql/saga_views.sql \
-	sql/task_views.sql sql/lock.sql sql/twophase.sql sql/event.sql sql/runtime.sql sql/comments.sql sql/end.sql
+	sql/task_views.sql sql/lock.sql sql/twophase.sql sql/event.sql sql/subscription.sql \
+	sql/runtime.sql sql/comments.sql sql/end.sql
 DATA_built = coord--$(EXTVERSION).sql
 
 PG_CPPFLAGS = -I$(srcdir)/src -I$(shell $(PG_CONFIG) --includedir)

@@ -147,10 +147,11 @@ Example: CALL coord.saga_run('order', '{"order_id": 42}');$$;
 
 COMMENT ON PROCEDURE coord.await(text, text, interval, boolean) IS
 'Waits like coord.saga_wait(), but holds no snapshot meanwhile: for long waits.
-kind: saga or queue (subscription and lease are not supported yet: 0A000). name: the saga''s id, or the queue.
+kind: saga, queue or subscription (lease is not supported yet: 0A000). name: the saga''s id, the queue, or the subscription.
 timeout: at most this long, default 1 min.
-ready: true when the saga is finished, suspended or paused; when there is a task that the caller can claim from the queue.
-Errors: 25001 in a transaction block, 42704 unknown saga or queue, 22023 unknown kind, 22P02 name is not an id.
+ready: true when the saga is finished, suspended or paused; when there is a task that the caller can claim from the queue;
+when there is something to poll of a subscription.
+Errors: 25001 in a transaction block, 42704 unknown saga, queue or subscription, 55000 a subscription with a handler, 22023 unknown kind, 22P02 name is not an id.
 Example: CALL coord.await(''saga'', ''42'', ''1 hour'');';
 COMMENT ON PROCEDURE coord.run_pending(int, int) IS
 $$Runs, in the caller's session, the due sagas of roles that the caller is a member of until none is left.
@@ -1226,3 +1227,114 @@ COMMENT ON SEQUENCE coord_internal.event_position IS 'Positions of events.';
 COMMENT ON TABLE coord_internal.event_log IS 'Published events, by position.';
 COMMENT ON TABLE coord_internal.stream IS 'Streams.';
 COMMENT ON TABLE coord_internal.stream_event IS 'Events of streams.';
+
+COMMENT ON FUNCTION coord.subscribe(text, text[], text, text, text[], text, bigint, jsonpath, text, int, int, int, text, name) IS
+$$Subscribes to events, in the order of their positions. Again with the same arguments: changes nothing; with others: alters it and
+keeps the cursor.
+name: required, 1 to 200 bytes. types: patterns: a type, or a beginning and a star; default all. handler: a function that takes
+coord.event (batch: coord.event[]) or jsonb and returns jsonb or void, looked up in the search_path, run as you; null: a consumer
+polls. emits: the type of an event that has what the handler returns, if it is not null. streams: patterns of names of streams: only
+events of these; null: what is published, and all streams that you may use. start_from: now or beginning; from_position: after this
+position instead; both count when it is new. filter: a jsonpath on the event as an object: handled where its first item is neither
+null nor false. mode: each, or batch: the handler is given an array. batch_size: events a transaction, 1 to 10000. parallel: 1.
+max_attempts: from 1. on_error: park_key: what has the same key (of a stream: the stream) waits behind what failed; park_event:
+nothing waits; stop: everything does. server: null.
+Errors: 42883 no such handler; 42P13 it returns something else; 42501 it may not be called; 42704 the name is somebody else's; 22004
+null; 22023 a bad pattern, type, mode or number; 42622 too long; 0A000 parallel, server: not built yet; 25006 read-only or on a
+standby.
+Example: SELECT coord.subscribe('billing', '{order.placed}', 'bill_order', emits => 'order.billed');$$;
+COMMENT ON FUNCTION coord.unsubscribe(text) IS
+$$Ends a subscription and forgets what it has put aside. Waits for a handler that is running.
+name: required. Returns whether there was one.
+Errors: 42704 it belongs to a role that you are not a member of; 22004 null.
+Example: SELECT coord.unsubscribe('billing');$$;
+COMMENT ON FUNCTION coord.subscription_pause(text, text) IS
+$$No more events are handed out until coord.subscription_resume(); what is in hand is finished.
+name: required. reason: for coord.subscriptions. Returns whether it was not paused already.
+Errors: 42704 no such subscription of yours; 22004 null.
+Example: SELECT coord.subscription_pause('billing', 'migration');$$;
+COMMENT ON FUNCTION coord.subscription_resume(text, text) IS
+$$Goes on after coord.subscription_pause().
+name: required. reason: why. Returns whether it was paused.
+Errors: 42704 no such subscription of yours; 22004 null.
+Example: SELECT coord.subscription_resume('billing');$$;
+COMMENT ON FUNCTION coord.subscription_seek(text, bigint, timestamptz) IS
+$$Moves the cursor: events after it are handled, again if they were. What failed or is parked after it is forgotten, and tokens of
+consumers are stale; what failed before it stays.
+name: required. to_position: go on after this position; 0: all that is retained. to_time: go on with what was published from then on.
+One of them. Returns the position.
+Errors: 42704 no such subscription of yours; 22004 null; 22023 both or none, or a negative position.
+Example: SELECT coord.subscription_seek('billing', to_time => now() - '1 h'::interval);$$;
+COMMENT ON FUNCTION coord.parked_replay(text, text) IS
+$$Parked events are tried again, with all their attempts, and what waits behind them after them. The cursor stays.
+name: required. key: only of this key (of a stream: the stream). Returns how many.
+Errors: 42704 no such subscription of yours; 22004 null.
+Example: SELECT coord.parked_replay('billing');$$;
+COMMENT ON FUNCTION coord.parked_drop(text, bigint, text) IS
+$$Gives a parked event up: what waits behind it goes on.
+name: required. pos: required: its position. reason: for the server's log. Returns whether it was parked.
+Errors: 42704 no such subscription of yours; 22004 null.
+Example: SELECT coord.parked_drop('billing', 4711, 'test data');$$;
+COMMENT ON FUNCTION coord.subscription_poll(text, int, interval, interval) IS
+$$Takes events of a subscription without handler, for as long as the lease lasts. What is not acknowledged by then is given out
+again, so an event may come twice. Events of a key that somebody has in hand wait.
+name: required. max_events: 1 to 10000, default 100. lease: default 30 s. timeout: waits at most this long for the first one, and
+at most coord.max_function_wait; CALL coord.await('subscription', name) waits longer.
+Returns the events in order, each with the token of this delivery and the number of the attempt; none: there is nothing. Commits
+durably whatever synchronous_commit says. Keeps others from polling this subscription until its transaction ends.
+Errors: 42704 no such subscription of yours; 55000 it has a handler; 22004 null; 22023 a number or lease out of range; 25006
+read-only or on a standby.
+Example: SELECT * FROM coord.subscription_poll('mailer', 500, timeout => '5 s');$$;
+COMMENT ON FUNCTION coord.subscription_ack(text, bigint, bigint) IS
+$$The events of a delivery are done.
+name, token: required. upto: only those up to this position; the others are given out again.
+Returns whether that was all of them.
+Errors: ZC001 the token is stale: the lease has ended and they were given out again, or it was used; 42704, 55000, 22004 as
+coord.subscription_poll().
+Example: SELECT coord.subscription_ack('mailer', 17);$$;
+COMMENT ON FUNCTION coord.subscription_nack(text, bigint, bigint[], interval) IS
+$$Events of a delivery have failed: they are given out again later, or parked after max_attempts.
+name, token: required. positions: these; the others stay in hand; null: all. retry_in: default at once. Returns whether there were any.
+Errors: ZC001 the token is stale; 22023 a position that is not in hand with it, a negative time; 22004 null; 42704, 55000 as
+coord.subscription_poll().
+Example: SELECT coord.subscription_nack('mailer', 17, '{4711}', '1 min');$$;
+COMMENT ON FUNCTION coord.subscription_extend(text, bigint, interval) IS
+$$The lease of a delivery lasts from now on for as long.
+name, token: required. lease: default 30 s. Returns when it ends.
+Errors: ZC001 the token is stale; 22023 not positive; 42704, 55000, 22004 as coord.subscription_poll().
+Example: SELECT coord.subscription_extend('mailer', 17, '5 min');$$;
+
+COMMENT ON VIEW coord.subscriptions IS
+$$Subscriptions of roles that the reader is a member of; of all for coord_admin and pg_monitor.$$;
+COMMENT ON COLUMN coord.subscriptions.name IS 'Its name.';
+COMMENT ON COLUMN coord.subscriptions.owner IS 'Who subscribed; the handler runs as this role.';
+COMMENT ON COLUMN coord.subscriptions.state IS 'active, paused, blocked (the handler cannot be called; last_error says why), stopped (on_error is stop, and one is parked).';
+COMMENT ON COLUMN coord.subscriptions.position IS 'Events up to here are handled, in hand or put aside.';
+COMMENT ON COLUMN coord.subscriptions.head IS 'Up to here events can be read; null on a standby.';
+COMMENT ON COLUMN coord.subscriptions.lag_events IS 'Positions in between: no fewer than events.';
+COMMENT ON COLUMN coord.subscriptions.lag_time IS 'Age of the first published event after the cursor.';
+COMMENT ON COLUMN coord.subscriptions.last_error IS 'Why the handler cannot be called, else the last error of an event that was put aside.';
+COMMENT ON COLUMN coord.subscriptions.parked IS 'Events that were given up; see coord.parked.';
+COMMENT ON COLUMN coord.subscriptions.waiting IS 'Events that failed and will be tried again, or wait behind one.';
+COMMENT ON COLUMN coord.subscriptions.leased IS 'Deliveries that consumers have in hand.';
+COMMENT ON COLUMN coord.subscriptions.handler IS 'The function; null: a consumer polls.';
+COMMENT ON COLUMN coord.subscriptions.types IS 'Patterns of types.';
+COMMENT ON COLUMN coord.subscriptions.streams IS 'Patterns of streams; null: not only of streams.';
+COMMENT ON COLUMN coord.subscriptions.emits IS 'Type of the event that has the result of the handler.';
+COMMENT ON COLUMN coord.subscriptions.paused_at IS 'When it was paused.';
+COMMENT ON COLUMN coord.subscriptions.pause_reason IS 'Why.';
+COMMENT ON COLUMN coord.subscriptions.moved_at IS 'When the cursor moved.';
+COMMENT ON COLUMN coord.subscriptions.created_at IS 'When it was made.';
+COMMENT ON VIEW coord.parked IS
+$$Events that were given up after max_attempts, of subscriptions of roles that the reader is a member of.$$;
+COMMENT ON COLUMN coord.parked.name IS 'The subscription.';
+COMMENT ON COLUMN coord.parked.pos IS 'The position of the event.';
+COMMENT ON COLUMN coord.parked.key IS 'Its key; of a stream, the stream.';
+COMMENT ON COLUMN coord.parked.type IS 'Its type.';
+COMMENT ON COLUMN coord.parked.attempts IS 'How often it was tried.';
+COMMENT ON COLUMN coord.parked.parked_at IS 'When it was given up.';
+COMMENT ON COLUMN coord.parked.failed_at IS 'When it failed last.';
+COMMENT ON COLUMN coord.parked.sqlstate IS 'The code of the last error; 57P02: the server crashed.';
+COMMENT ON COLUMN coord.parked.error IS 'The last error.';
+COMMENT ON COLUMN coord.parked.event IS 'The event.';
+COMMENT ON COLUMN coord.parked.waiting IS 'How many wait behind it.';

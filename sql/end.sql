@@ -48,7 +48,12 @@ GRANT EXECUTE ON FUNCTION
   coord.append(text, text, jsonb, bigint, jsonb, uuid, uuid, text, text), coord.append_many(text, jsonb, bigint),
   coord.coordinate(text, jsonb), coord.coordination_events(text), coord.stream_read(text, bigint, int, boolean),
   coord.stream_version(text), coord.stream_truncate(text, bigint), coord.stream_tombstone(text, text),
-  coord.log_read(bigint, int, text[])
+  coord.log_read(bigint, int, text[]),
+  coord.subscribe(text, text[], text, text, text[], text, bigint, jsonpath, text, int, int, int, text, name),
+  coord.unsubscribe(text), coord.subscription_pause(text, text), coord.subscription_resume(text, text),
+  coord.subscription_seek(text, bigint, timestamptz), coord.parked_replay(text, text), coord.parked_drop(text, bigint, text),
+  coord.subscription_poll(text, int, interval, interval), coord.subscription_ack(text, bigint, bigint),
+  coord.subscription_nack(text, bigint, bigint[], interval), coord.subscription_extend(text, bigint, interval)
   TO coord_user;
 GRANT EXECUTE ON PROCEDURE
   coord.saga_run(text, jsonb, text, bigint, text, jsonb), coord.run_pending(int, int),

@@ -52,6 +52,8 @@ BEGIN ATOMIC
       AND (role, granted_by) <> (coord_internal.role_here(role), coord_internal.role_here(granted_by));
   UPDATE coord_internal.task SET owner = coord_internal.role_here(owner)
     WHERE coord_internal.is_foreign() AND owner <> coord_internal.role_here(owner);
+  UPDATE coord_internal.subscription SET owner = coord_internal.role_here(owner)
+    WHERE coord_internal.is_foreign() AND owner <> coord_internal.role_here(owner);
   UPDATE coord_internal.task_gone SET owner = coord_internal.role_here(owner)
     WHERE coord_internal.is_foreign() AND owner <> coord_internal.role_here(owner);
   DELETE FROM coord_internal.queue_role

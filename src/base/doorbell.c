@@ -208,6 +208,8 @@ doorbell_database(Oid database, bool create)
 		result->wanted_workers = 0;
 		result->failures = 0;
 		result->retry_at = result->next_wake = result->last_spawn = 0;
+		result->events = true;
+		result->events_at = 0;
 		result->told_at = result->task_due = result->inbox_at = result->sweep_at = 0;
 		result->queued = 0;
 	}
@@ -700,6 +702,39 @@ tell_launcher_locked(DatabaseSlot *slot, TimestampTz now)
 	slot->told_at = now;
 	if (coord_shared->launcher_pid != 0)
 		SetLatch(&ProcGlobal->allProcs[coord_shared->launcher_procno].procLatch);
+}
+
+/*
+ * Events of this database can be read that could not be before.  Raises nothing, and
+ * does nothing before somebody has called doorbell_attach() here.
+ */
+void
+doorbell_ring_events(void)
+{
+	DatabaseSlot *slot = coord_shared == NULL ? NULL : doorbell_database(MyDatabaseId, false);
+
+	if (slot == NULL)
+		return;
+	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
+	slot->events = true;
+	if (wake_locked(MyDatabaseId, 1) == 0)
+		tell_launcher_locked(slot, GetCurrentTimestamp());
+	LWLockRelease(&coord_shared->lock);
+}
+
+/* Events of this database that were put aside are due at this time. */
+void
+doorbell_events_due(TimestampTz due_at)
+{
+	DatabaseSlot *slot = doorbell_database(MyDatabaseId, false);
+
+	if (slot == NULL)
+		return;
+	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
+	if (slot->events_at == 0 || due_at < slot->events_at)
+		slot->events_at = due_at;
+	lower_wake_locked(slot, due_at);
+	LWLockRelease(&coord_shared->lock);
 }
 
 /*

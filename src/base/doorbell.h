@@ -82,6 +82,8 @@ typedef struct DatabaseSlot
 	TimestampTz next_wake;		/* earliest timer; 0: none */
 	TimestampTz task_due;		/* a lease ends or a task's delay; 0: none */
 	TimestampTz sweep_at;		/* housekeeping is wanted then; 0: when there is a worker */
+	bool		events;			/* subscriptions may have something to read */
+	TimestampTz events_at;		/* something put aside is due then; 0: not */
 	TimestampTz inbox_at;		/* the inbox is to be read then; 0: not */
 	TimestampTz mark_at;		/* the tables were read up to here */
 	int64		mark_id;
@@ -178,6 +180,8 @@ extern bool doorbell_started_here(int64 id);
 
 /* For whoever has just seen something committed. */
 extern void doorbell_ring_scan(Oid database);
+extern void doorbell_ring_events(void);
+extern void doorbell_events_due(TimestampTz due_at);
 extern ConditionVariable *doorbell_waiters(int64 id);
 
 /* For workers. */

@@ -22,6 +22,7 @@ char	   *guc_correlation_id = NULL;
 bool		guc_enabled = true;
 int			guc_event_retention = 7 * 24 * 60;
 int			guc_fence_steal_timeout = 0;
+int			guc_handler_timeout = 60000;
 int			guc_max_function_wait = 5000;
 int			guc_max_lease = 60 * 60 * 1000;
 int			guc_max_locks = -1;
@@ -157,6 +158,14 @@ guc_define(void)
 							"0: it is waited for.",
 							&guc_fence_steal_timeout,
 							0, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("coord.handler_timeout",
+							"How long a handler of events may run.",
+							"0: for as long as it likes.",
+							&guc_handler_timeout,
+							60000, 0, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_MS,
 							NULL, NULL, NULL);
 

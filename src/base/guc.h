@@ -14,7 +14,8 @@
 extern char *guc_correlation_id;
 extern bool guc_enabled;
 extern int	guc_event_retention;
-extern int	guc_fence_steal_timeout;	/* ms, 0: never */
+extern int	guc_fence_steal_timeout;
+extern int	guc_handler_timeout;	/* ms, 0: never */
 extern int	guc_max_function_wait;	/* ms */
 extern int	guc_max_lease;			/* ms */
 extern int	guc_max_locks;			/* -1: half of the lock table */

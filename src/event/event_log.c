@@ -145,6 +145,12 @@ event_default_correlation(void)
 }
 
 /*
+ * The event that is being handled; owned by subscription_turn.c, which sets it around
+ * each call of a handler.
+ */
+const pg_uuid_t *event_cause = NULL;
+
+/*
  * Insert one event; returns its position.  The caller has called
  * event_publisher_enter() in this transaction.
  */
@@ -169,8 +175,8 @@ event_log_insert(const PublishedEvent *event, TimestampTz at, Oid owner)
 	values[7] = UUIDPGetDatum(event->event_id ? event->event_id : event_random_id());
 	values[8] = UUIDPGetDatum(event->correlation_id);
 	nulls[8] = event->correlation_id == NULL;
-	values[9] = UUIDPGetDatum(event->causation_id);
-	nulls[9] = event->causation_id == NULL;
+	values[9] = UUIDPGetDatum(event_cause);
+	nulls[9] = event_cause == NULL;
 	tuple = heap_form_tuple(RelationGetDescr(relation), values, nulls);
 	CatalogTupleInsert(relation, tuple);
 	heap_freetuple(tuple);
@@ -179,17 +185,21 @@ event_log_insert(const PublishedEvent *event, TimestampTz at, Oid owner)
 }
 
 /* A type of events: a name in which a star would be a pattern. */
-static text *
-get_type(FunctionCallInfo fcinfo, int argument)
+void
+event_check_type(const char *type)
 {
-	char	   *type = check_text(fcinfo, argument, "type");
-
 	check_name("type", type);
 	if (strchr(type, '*') != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid event type \"%s\"", type),
 				 errdetail("A star stands for any rest in the pattern of a subscription.")));
+}
+
+static text *
+get_type(FunctionCallInfo fcinfo, int argument)
+{
+	event_check_type(check_text(fcinfo, argument, "type"));
 	return PG_GETARG_TEXT_PP(argument);
 }
 
@@ -362,6 +372,28 @@ first_partition(void)
 	return result;
 }
 
+/* Does a subscription still have to read what is below a position? */
+static bool
+is_needed_below(int64 position)
+{
+	static Statement read = {
+		"SELECT FROM coord_internal.subscription s WHERE"
+		" (SELECT c.position FROM coord_internal.subscription_cursor c WHERE c.subscription = s.id"
+		"  ORDER BY c.move DESC LIMIT 1) < $1 - 1"
+		" OR EXISTS (SELECT FROM coord_internal.subscription_delivery d"
+		"  WHERE d.subscription = s.id AND d.after_pos < $1 - 1 AND d.upto_pos > d.after_pos)",
+		1, {INT8OID}
+	};
+	QueryScope	scope;
+	Datum		value = Int64GetDatum(position);
+	bool		found;
+
+	query_begin(&scope);
+	found = query_run_latest(&read, &value, NULL, 1) > 0;
+	query_end(&scope);
+	return found;
+}
+
 /*
  * Drop a partition, unless somebody is using it or the log: nobody waits for us, nor
  * we for anybody.  A prepared publisher that has events in it has a lock on it.
@@ -403,6 +435,7 @@ event_housekeeping(void)
 			TimestampTz at;
 
 			PushActiveSnapshot(GetTransactionSnapshot());
+			subscription_housekeeping();
 			next = next_position();
 			number = next >> PARTITION_BITS;
 			for (int64 wanted = number; next != 0 && wanted <= number + 1; wanted++)
@@ -416,7 +449,8 @@ event_housekeeping(void)
 			if (!again && first >= 0 && first < number)
 			{
 				at = published_at(first, true);
-				again = at < clock_now() - retention_us && drop_partition(first);
+				again = at < clock_now() - retention_us &&
+					!is_needed_below((first + 1) * PARTITION_SIZE) && drop_partition(first);
 			}
 			PopActiveSnapshot();
 		}

@@ -23,9 +23,11 @@ typedef struct PublishedEvent
 	Jsonb	   *metadata;
 	pg_uuid_t  *event_id;
 	pg_uuid_t  *correlation_id;
-	pg_uuid_t  *causation_id;
 } PublishedEvent;
 
+extern const pg_uuid_t *event_cause;
+
+extern void event_check_type(const char *type);
 extern int64 event_log_insert(const PublishedEvent *event, TimestampTz at, Oid owner);
 extern pg_uuid_t *event_default_correlation(void);
 extern pg_uuid_t *event_random_id(void);

@@ -32,26 +32,13 @@ PG_FUNCTION_INFO_V1(coord_coordination_events);
 
 /* The columns of coord.event. */
 #define EVENT_COLUMNS 13
-#define STREAM_EVENT \
-	"v.pos, v.stream, v.version, v.type, NULL::text, v.data, v.metadata, v.event_id," \
-	" v.coordination_id, v.step_id, v.correlation_id, v.causation_id, v.published_at"
-
-/*
- * The stream of v, if who asks may use it: $role is he, or $all is true.  Statements run
- * as somebody else, so it is not the current user.
- */
-#define VISIBLE_STREAM(role, all) \
-	" JOIN coord_internal.stream s ON s.stream = v.stream AND (" all \
-	" OR pg_has_role(" role ", s.owner, 'MEMBER') OR EXISTS (SELECT FROM coord_internal.use_grant g" \
-	"  WHERE g.kind = 'stream' AND starts_with(s.stream, g.name) AND pg_has_role(" role ", g.role, 'MEMBER')" \
-	"  AND (pg_has_role(g.granted_by, s.owner, 'MEMBER') OR pg_has_role(g.granted_by, 'coord_admin', 'MEMBER'))))"
 
 /*
  * Type patterns as two arrays: whole types, and beginnings.  Both are null for none,
  * which means all.
  */
 void
-event_read_patterns(Datum patterns, Datum *exact, Datum *prefixes, bool *all)
+event_read_patterns(const char *what, Datum patterns, Datum *exact, Datum *prefixes, bool *all)
 {
 	Datum	   *elements;
 	bool	   *nulls;
@@ -74,14 +61,14 @@ event_read_patterns(Datum patterns, Datum *exact, Datum *prefixes, bool *all)
 		if (nulls[i])
 			ereport(ERROR,
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("types must not contain null")));
+					 errmsg("%s must not contain null", what)));
 		pattern = TextDatumGetCString(elements[i]);
-		check_name("type pattern", pattern);
+		check_name("pattern", pattern);
 		star = strchr(pattern, '*');
 		if (star != NULL && star[1] != '\0')
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("invalid type pattern \"%s\"", pattern),
+					 errmsg("invalid pattern \"%s\" in %s", pattern, what),
 					 errdetail("A star may only be at the end.")));
 		*all = *all || star == pattern;
 		if (star == NULL)
@@ -144,7 +131,7 @@ coord_log_read(PG_FUNCTION_ARGS)
 		"  AND ($4 OR e.type = ANY ($5) OR EXISTS (SELECT FROM unnest($6) p WHERE starts_with(e.type, p)))"
 		"  ORDER BY e.pos LIMIT $3)"
 		" UNION ALL"
-		" (SELECT " STREAM_EVENT
+		" (SELECT " EVENT_OF_STREAM
 		"  FROM coord_internal.stream_event v" VISIBLE_STREAM("$7", "$8") " WHERE v.pos > $1 AND v.pos <= $2"
 		"  AND ($4 OR v.type = ANY ($5) OR EXISTS (SELECT FROM unnest($6) p WHERE starts_with(v.type, p)))"
 		"  ORDER BY v.pos LIMIT $3)"
@@ -162,7 +149,7 @@ coord_log_read(PG_FUNCTION_ARGS)
 	values[2] = Int64GetDatum(get_limit(fcinfo, 1));
 	nulls[4] = nulls[5] = all;
 	if (!all)
-		event_read_patterns(PG_GETARG_DATUM(2), &values[4], &values[5], &all);
+		event_read_patterns("types", PG_GETARG_DATUM(2), &values[4], &values[5], &all);
 	installation_check();
 	values[0] = Int64GetDatum(after);
 	values[1] = Int64GetDatum(event_horizon());
@@ -179,13 +166,13 @@ Datum
 coord_stream_read(PG_FUNCTION_ARGS)
 {
 	static Statement forward = {
-		"SELECT " STREAM_EVENT " FROM coord_internal.stream_event v" VISIBLE_STREAM("$4", "$5")
+		"SELECT " EVENT_OF_STREAM " FROM coord_internal.stream_event v" VISIBLE_STREAM("$4", "$5")
 		" WHERE v.stream = $1 AND v.version >= $2"
 		" ORDER BY v.version LIMIT $3",
 		5, {TEXTOID, INT8OID, INT8OID, OIDOID, BOOLOID}
 	};
 	static Statement backward = {
-		"SELECT " STREAM_EVENT " FROM coord_internal.stream_event v" VISIBLE_STREAM("$4", "$5")
+		"SELECT " EVENT_OF_STREAM " FROM coord_internal.stream_event v" VISIBLE_STREAM("$4", "$5")
 		" WHERE v.stream = $1 AND v.version >= $2"
 		" ORDER BY v.version DESC LIMIT $3",
 		5, {TEXTOID, INT8OID, INT8OID, OIDOID, BOOLOID}
@@ -214,7 +201,7 @@ Datum
 coord_coordination_events(PG_FUNCTION_ARGS)
 {
 	static Statement read = {
-		"SELECT " STREAM_EVENT " FROM coord_internal.stream_event v" VISIBLE_STREAM("$2", "$3")
+		"SELECT " EVENT_OF_STREAM " FROM coord_internal.stream_event v" VISIBLE_STREAM("$2", "$3")
 		" WHERE v.coordination_id = $1 ORDER BY v.pos",
 		3, {TEXTOID, OIDOID, BOOLOID}
 	};

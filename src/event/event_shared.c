@@ -51,6 +51,7 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "port/atomics.h"
+#include "storage/condition_variable.h"
 #include "storage/lock.h"
 #include "storage/lwlock.h"
 #include "storage/proc.h"
@@ -88,6 +89,8 @@ typedef struct EventDatabase
 	Oid			sequence;		/* another after CREATE EXTENSION; protected by the lock */
 	pg_atomic_uint64 maximum;	/* highest position handed out; 0: not known yet */
 	pg_atomic_uint64 prepared;	/* raised when a publisher is prepared */
+	ConditionVariable waiters;	/* sessions that wait for events */
+	pg_atomic_uint32 asked;		/* publishers are to ring; see event_ask_for_rings() */
 	pg_atomic_uint64 clean;		/* "prepared", when no such lock was there */
 } EventDatabase;
 
@@ -112,6 +115,11 @@ static EventDatabase *my_database = NULL;
 /* The last position of the open transaction, of the session; 0: none. */
 static int64 transaction_position = 0;
 static int64 session_position = 0;
+
+/* At the end of the open transaction those who wait look again. */
+static bool wake_at_commit = false;
+
+static void xact_callback(XactEvent event, void *arg);
 
 static int
 publisher_count(void)
@@ -230,6 +238,8 @@ attach(void)
 				pg_atomic_init_u64(&event_shared->publishers[i].lower, 0);
 			for (int i = 0; i < COORD_MAX_DATABASES; i++)
 			{
+				ConditionVariableInit(&event_shared->databases[i].waiters);
+				pg_atomic_init_u32(&event_shared->databases[i].asked, 0);
 				pg_atomic_init_u64(&event_shared->databases[i].maximum, 0);
 				pg_atomic_init_u64(&event_shared->databases[i].prepared, 1);
 				pg_atomic_init_u64(&event_shared->databases[i].clean, 0);
@@ -237,6 +247,7 @@ attach(void)
 		}
 		LWLockRelease(AddinShmemInitLock);
 		coord_register_tranche(event_shared->tranche, "coord_event");
+		RegisterXactCallback(xact_callback, NULL);
 	}
 	if (my_database == NULL && (my_database = find_database()) == NULL)
 	{
@@ -259,6 +270,13 @@ leave(void)
 	{
 		pg_write_barrier();
 		pg_atomic_write_u64(&my_publisher->lower, 0);
+		pg_memory_barrier();
+		if (pg_atomic_read_u32(&my_database->asked) != 0 &&
+			pg_atomic_exchange_u32(&my_database->asked, 0) != 0)
+		{
+			doorbell_ring_events();
+			ConditionVariableBroadcast(&my_database->waiters);
+		}
 	}
 	transaction_position = 0;
 }
@@ -275,6 +293,11 @@ xact_callback(XactEvent event, void *arg)
 {
 	LOCKTAG		tag;
 
+	if (wake_at_commit && (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE))
+	{
+		wake_at_commit = false;
+		ConditionVariableBroadcast(&my_database->waiters);
+	}
 	if (my_publisher == NULL || pg_atomic_read_u64(&my_publisher->lower) == 0)
 		return;
 	switch (event)
@@ -304,15 +327,11 @@ xact_callback(XactEvent event, void *arg)
 void
 event_publisher_enter(void)
 {
-	static bool registered = false;
-
 	check_not_in_recovery("an event");
 	attach();
+	doorbell_attach();
 	if (my_publisher == NULL)
 	{
-		if (!registered)
-			RegisterXactCallback(xact_callback, NULL);
-		registered = true;
 		my_publisher = &event_shared->publishers[coord_my_proc_number()];
 	}
 	if (pg_atomic_read_u64(&my_publisher->lower) != 0)
@@ -416,6 +435,58 @@ event_horizon(void)
 	horizon = below_prepared(horizon);
 	DEBUG_POINT("event_horizon_read");
 	return horizon;
+}
+
+/*
+ * The next publisher whose transaction is over rings for the workers, once.  Who asks
+ * and then reads the horizon misses nobody: a publisher that has not taken his word back
+ * by then sees that he was asked, when he has.
+ */
+void
+event_ask_for_rings(void)
+{
+	attach();
+	pg_atomic_write_u32(&my_database->asked, 1);
+	pg_memory_barrier();
+}
+
+/*
+ * Wait for events: between event_wait_begin() and event_wait_end() somebody looks whether
+ * there are any, and if not calls event_wait_until(), which returns false when the time
+ * is up.  Times that have come, 0 for one, return at once.
+ */
+void
+event_wait_begin(void)
+{
+	attach();
+	ConditionVariablePrepareToSleep(&my_database->waiters);
+	event_ask_for_rings();
+}
+
+bool
+event_wait_until(TimestampTz until)
+{
+	static uint32 wait_event = 0;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (until <= now)
+		return false;
+	return !ConditionVariableTimedSleep(&my_database->waiters, Min((until - now) / 1000 + 1, 30000),
+										coord_wait_event(&wait_event, "CoordEventWait"));
+}
+
+void
+event_wait_end(void)
+{
+	ConditionVariableCancelSleep();
+}
+
+/* Somebody gave events back, or parked ones are tried again. */
+void
+event_wake_waiters(void)
+{
+	attach();
+	wake_at_commit = true;
 }
 
 /* Open publishers of this database: pid, first position, since. */

@@ -241,14 +241,14 @@ insert_version(const StreamEvent *event, int64 version)
 {
 	static Statement insert = {
 		"INSERT INTO coord_internal.stream_event (pos, version, published_at, stream, type, data,"
-		" metadata, event_id, coordination_id, step_id, correlation_id)"
-		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT DO NOTHING",
-		11, {INT8OID, INT8OID, TIMESTAMPTZOID, TEXTOID, TEXTOID, JSONBOID, JSONBOID, UUIDOID,
-		TEXTOID, TEXTOID, UUIDOID}
+		" metadata, event_id, coordination_id, step_id, correlation_id, causation_id)"
+		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT DO NOTHING",
+		12, {INT8OID, INT8OID, TIMESTAMPTZOID, TEXTOID, TEXTOID, JSONBOID, JSONBOID, UUIDOID,
+		TEXTOID, TEXTOID, UUIDOID, UUIDOID}
 	};
 	QueryScope	scope;
-	Datum		values[11];
-	bool		nulls[11] = {false};
+	Datum		values[12];
+	bool		nulls[12] = {false};
 	uint64		rows;
 
 	event_publisher_enter();
@@ -271,6 +271,8 @@ insert_version(const StreamEvent *event, int64 version)
 		values[9] = CStringGetTextDatum(event->step_id);
 	nulls[10] = event->correlation_id == NULL;
 	values[10] = UUIDPGetDatum(event->correlation_id);
+	nulls[11] = event_cause == NULL;
+	values[11] = UUIDPGetDatum(event_cause);
 	rows = query_run(&insert, values, nulls, 0);
 	query_end(&scope);
 	return rows > 0;
@@ -336,17 +338,6 @@ get_stream(FunctionCallInfo fcinfo)
 	return stream;
 }
 
-static void
-check_type(const char *type)
-{
-	check_name("type", type);
-	if (strchr(type, '*') != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid event type \"%s\"", type),
-				 errdetail("A star stands for any rest in the pattern of a subscription.")));
-}
-
 static int64
 get_expected(FunctionCallInfo fcinfo, int argument)
 {
@@ -371,7 +362,7 @@ coord_append(PG_FUNCTION_ARGS)
 
 	event.stream = get_stream(fcinfo);
 	event.type = check_text(fcinfo, 1, "type");
-	check_type(event.type);
+	event_check_type(event.type);
 	check_required(fcinfo, 2, "data");
 	event.data = PG_GETARG_JSONB_P(2);
 	event.expected = get_expected(fcinfo, 3);
@@ -404,7 +395,7 @@ read_event(StreamEvent *event, JsonbValue *value, int n, bool coordinated)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("event %d has no type", n)));
-	check_type(event->type);
+	event_check_type(event->type);
 	if (json_get(object, "data", &member) == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

@@ -260,7 +260,7 @@ coord_internal_workers(PG_FUNCTION_ARGS)
 		values[2] = CStringGetTextDatum(states[worker.state]);
 		values[3] = TimestampTzGetDatum(worker.started_at);
 		nulls[1] = nulls[2] = nulls[3] = false;
-		if (worker.current != 0)
+		if (worker.current > 0)
 		{
 			values[4] = Int64GetDatum(worker.current);
 			values[5] = Int64GetDatum(worker.definition);

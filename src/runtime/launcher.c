@@ -317,7 +317,7 @@ start_worker(DatabaseSlot *slot, TimestampTz now)
 	}
 	if (!OidIsValid(role))
 	{
-		slot->probe = slot->scan = slot->requests = false;
+		slot->probe = slot->scan = slot->requests = slot->events = false;
 		return 0;
 	}
 	if (launcher_spawn(slot, role, &exhausted) >= 0)
@@ -466,7 +466,7 @@ look(void)
 
 		LWLockAcquire(&coord_shared->lock, LW_SHARED);
 		workers = count_workers(slot->database, &free_slot, &total);
-		wanted = slot->probe || slot->scan || slot->requests || slot->queued > 0 ||
+		wanted = slot->probe || slot->scan || slot->requests || slot->events || slot->queued > 0 ||
 			(slot->next_wake != 0 && slot->next_wake <= clock_now());
 		if (slot->wanted_workers > wanted)
 			wanted = slot->wanted_workers;

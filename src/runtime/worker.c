@@ -188,6 +188,11 @@ scan_tables(bool from_start)
 	mark_at = slot->mark_at;
 	mark_id = slot->mark_id;
 	room = COORD_QUEUE_SIZE - slot->queued;
+	if (from_start || (slot->events_at != 0 && slot->events_at <= clock_now()))
+	{
+		slot->events = true;
+		slot->events_at = 0;
+	}
 	tasks = from_start || (slot->task_due != 0 && slot->task_due <= clock_now());
 	inbox = from_start || (slot->inbox_at != 0 && slot->inbox_at <= clock_now());
 	if (tasks)
@@ -244,7 +249,7 @@ scan_tables(bool from_start)
 		slot->scan = true;
 	if (task_due != 0 && (slot->task_due == 0 || task_due < slot->task_due))
 		slot->task_due = task_due;
-	next = earlier(next, earlier(slot->task_due, earlier(slot->inbox_at, slot->sweep_at)));
+	next = earlier(next, earlier(slot->task_due, earlier(earlier(slot->inbox_at, slot->events_at), slot->sweep_at)));
 	slot->next_wake = earlier(next, slot->next_wake);
 	slot->scanning = false;
 	my_slot->scanning = false;
@@ -275,7 +280,7 @@ check_state(void)
 			check_state();
 			return;
 		}
-		my_database->installed = my_database->scan = my_database->requests = false;
+		my_database->installed = my_database->scan = my_database->requests = my_database->events = false;
 		my_database->probe = false;
 		my_database->queued = 0;
 		my_database->next_wake = 0;
@@ -387,6 +392,47 @@ gather_more(int last_count)
 	ResetLatch(MyLatch);
 }
 
+/* Subscriptions that have something to do go into the queue, but for one. */
+static void
+look_for_events(void)
+{
+	int			count = 0;
+
+	my_database->events = false;
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	if (installation_lock(AccessShareLock) && installation_state() == ENGINE_RUNNING)
+		count = subscription_round(staged, MAX_STAGED);
+	CommitTransactionCommand();
+	if (count > 1 && doorbell_push(my_database, &staged[1], count - 1) < count - 1)
+		my_database->events = true;
+	nstaged = Min(count, 1);
+}
+
+/* Hand events to a subscription's handler. */
+static void
+work_on_subscription(void)
+{
+	static uint32 wait_event = 0;
+	QueueEntry	entry = staged[0];
+	bool		again;
+
+	if (nstaged > 1 && doorbell_push(my_database, &staged[1], nstaged - 1) < nstaged - 1)
+		my_database->scan = true;
+	nstaged = 0;
+	if (!subscription_work(entry.id, &again))
+	{
+		my_database->events = true;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 FAILURE_DELAY_MS,
+						 coord_wait_event(&wait_event, "CoordWorkerFailure"));
+		ResetLatch(MyLatch);
+	}
+	if (again && doorbell_push(my_database, &entry, 1) == 0)
+		my_database->events = true;
+	pgstat_report_stat(false);
+}
+
 /* Claim and run a batch. */
 static void
 work(void)
@@ -394,8 +440,14 @@ work(void)
 	static uint32 wait_event = 0;
 	SagaTurnResult result;
 	int			size = Min(saga_turn_size(), MAX_STAGED);
-	int			count = gather_owner(size);
+	int			count;
 
+	if (staged[0].kind == WORK_SUBSCRIPTION)
+	{
+		work_on_subscription();
+		return;
+	}
+	count = gather_owner(size);
 	if (size == 1 && nstaged > 1)
 	{
 		/* What comes next may take long: nothing is held back behind it. */
@@ -447,7 +499,7 @@ idle(TimestampTz idle_since, TimestampTz safety_at, TimestampTz notify_at)
 	TimestampTz until;
 
 	LWLockAcquire(&coord_shared->lock, LW_EXCLUSIVE);
-	if (slot->queued > 0 || slot->scan || slot->requests || slot->more)
+	if (slot->queued > 0 || slot->scan || slot->requests || slot->events || slot->more)
 	{
 		LWLockRelease(&coord_shared->lock);
 		return true;
@@ -529,6 +581,11 @@ run(void)
 		{
 			my_database->requests = false;
 			saga_apply_requests();
+			continue;
+		}
+		if (my_database->events && nstaged == 0)
+		{
+			look_for_events();
 			continue;
 		}
 		if (now >= housekeeping_at ||

@@ -35,6 +35,8 @@
 #include "base/installation.h"
 #include "base/json.h"
 #include "base/query.h"
+#include "event/event.h"
+#include "event/event_shared.h"
 #include "saga/saga_queue.h"
 #include "saga/saga_task.h"
 #include "twophase/twophase.h"
@@ -327,6 +329,36 @@ saga_drive(const int64 *ids, int count, TimestampTz vote_until)
 	return any;
 }
 
+/*
+ * Hand events to the handlers of the caller's roles, in at most "max" turns.  Returns
+ * how many there were.
+ */
+static int
+handle_events(int64 *ids, int max)
+{
+	int			count = subscription_mine(ids, FETCH);
+	int			turns = 0;
+
+	commit();
+	for (int i = 0; i < count; i++)
+	{
+		bool		more = true;
+
+		while (more && turns < max)
+		{
+			Turn		turn;
+			int			handled;
+
+			if (!begin_turn(&turn))
+				return turns;
+			more = subscription_session_turn(ids[i], &handled);
+			turns += more;
+			commit();
+		}
+	}
+	return turns;
+}
+
 /* CALL coord.run_pending(max_turns, turns) */
 Datum
 coord_run_pending(PG_FUNCTION_ARGS)
@@ -372,6 +404,8 @@ coord_run_pending(PG_FUNCTION_ARGS)
 		done = carry_out(ids, count, max_turns - turns);
 		if (done < 0)
 			break;
+		turns += done;
+		done = handle_events(ids, max_turns - turns);
 		turns += done;
 		progress = progress || done > 0;
 	}
@@ -575,6 +609,32 @@ await_queue(const char *queue, TimestampTz end)
 	return ready;
 }
 
+/* Is there something to poll? */
+static bool
+await_subscription(const char *name, TimestampTz end)
+{
+	bool		ready;
+
+	subscription_check_pollable(name);
+	for (;;)
+	{
+		TimestampTz at;
+
+		event_wait_begin();
+		at = subscription_ready_at(name);
+		ready = at == 0;
+		if (ready || end <= GetCurrentTimestamp())
+			break;
+		commit_without_snapshot();
+		(void) event_wait_until(Min(end, at));
+		event_wait_end();
+		EnsurePortalSnapshotExists();
+	}
+	event_wait_end();
+	commit();
+	return ready;
+}
+
 /*
  * CALL coord.await(kind, name, timeout, ready): wait as saga_wait() and
  * task_claim() do, but without holding a snapshot, so that vacuum is not kept
@@ -583,7 +643,7 @@ await_queue(const char *queue, TimestampTz end)
 Datum
 coord_await(PG_FUNCTION_ARGS)
 {
-	static const char *const later_kinds[] = {"subscription", "lease"};
+	static const char *const later_kinds[] = {"lease"};
 	char	   *kind;
 	char	   *name;
 	TimestampTz end;
@@ -602,11 +662,11 @@ coord_await(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 					 errmsg("waiting for kind \"%s\" is not supported yet", kind)));
 	}
-	if (strcmp(kind, "saga") != 0 && strcmp(kind, "queue") != 0)
+	if (strcmp(kind, "saga") != 0 && strcmp(kind, "queue") != 0 && strcmp(kind, "subscription") != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("unknown kind \"%s\"", kind),
-				 errhint("It is saga, name being the saga's id, or queue.")));
+				 errhint("It is saga, name being the saga's id, queue or subscription.")));
 	if (!PG_ARGISNULL(2))
 		us = clock_interval_us(PG_GETARG_INTERVAL_P(2));
 	if (us < 0)
@@ -618,6 +678,8 @@ coord_await(PG_FUNCTION_ARGS)
 	end = GetCurrentTimestamp() + us;
 	if (strcmp(kind, "queue") == 0)
 		ready = await_queue(name, end);
+	else if (strcmp(kind, "subscription") == 0)
+		ready = await_subscription(name, end);
 	else
 		ready = await_saga(DatumGetInt64(DirectFunctionCall1(int8in, CStringGetDatum(name))), end);
 	value = BoolGetDatum(ready);
