@@ -405,6 +405,7 @@ coord_run_pending(PG_FUNCTION_ARGS)
 		if (done < 0)
 			break;
 		turns += done;
+		progress = progress || done > 0;
 		done = handle_events(ids, max_turns - turns);
 		turns += done;
 		progress = progress || done > 0;
