@@ -25,7 +25,24 @@ $node->init;
 configure($node, shared_preload_libraries => 'coord', restart_after_crash => 'on', max_prepared_transactions => 50,
   max_connections => 80);
 $node->start;
-$node->safe_psql('postgres', 'CREATE EXTENSION coord; CREATE DATABASE other');
+$node->safe_psql('postgres', 'CREATE EXTENSION coord');
+$node->safe_psql('postgres', 'CREATE DATABASE other');
+
+# Handlers, one of which fails now and then, and consumers outside that share a subscription.
+$node->safe_psql('postgres', q{
+  CREATE TABLE handled (n bigserial, subscription text, pos bigint, key text, data jsonb);
+  CREATE FUNCTION handle(e coord.event) RETURNS void LANGUAGE sql
+    AS $$ INSERT INTO handled (subscription, pos, key, data) VALUES ('each', e.pos, coalesce(e.key, e.stream), e.data) $$;
+  CREATE FUNCTION handle_batch(e coord.event[]) RETURNS void LANGUAGE sql
+    AS $$ INSERT INTO handled (subscription, pos, key, data) SELECT 'batch', pos, coalesce(key, stream), data FROM unnest(e) ORDER BY pos $$;
+  CREATE FUNCTION handle_badly(e coord.event) RETURNS void LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO handled (subscription, pos, key, data) VALUES ('flaky', e.pos, coalesce(e.key, e.stream), e.data);
+    IF random() < 0.02 THEN RAISE EXCEPTION 'now and then'; END IF;
+  END $$;
+  SELECT coord.subscribe('each', '{torture}', 'handle', start_from => 'beginning');
+  SELECT coord.subscribe('batch', '{torture}', 'handle_batch', mode => 'batch', start_from => 'beginning');
+  SELECT coord.subscribe('flaky', '{torture}', 'handle_badly', max_attempts => 100, start_from => 'beginning');
+  SELECT coord.subscribe('outside', '{torture}', start_from => 'beginning', max_attempts => 1000)});
 my $dir = PostgreSQL::Test::Utils::tempdir;
 my ($stop_publishing, $stop_reading) = ("$dir/stop_publishing", "$dir/stop_reading");
 
@@ -158,6 +175,54 @@ sub read_log
   return;
 }
 
+# A consumer outside: what it has acknowledged goes to its file.
+sub consume
+{
+  my ($number, $out) = @_;
+  srand $seed + 2000 + $number;
+  my $dbh = connect_child();
+  my $idle_since = 0;
+  while (!$idle_since || time - $idle_since < 4)
+  {
+    my $events = eval { $dbh->selectall_arrayref(q{SELECT token, pos, data, coalesce(key, stream)
+      FROM coord.subscription_poll('outside', ?, '2 s')}, undef, 1 + int rand 50) };
+    my @done;
+    my $what = rand;
+    my $ok = $events && eval {
+      if (!@$events) { }
+      elsif ($what < 0.1)
+      {
+        my $upto = $events->[rand @$events][1];
+        @done = grep { $_->[1] <= $upto } @$events;
+        one($dbh, q{SELECT coord.subscription_ack('outside', ?, ?)}, $events->[0][0], $upto);
+      }
+      elsif ($what < 0.2) { one($dbh, q{SELECT coord.subscription_nack('outside', ?, retry_in => '100 ms')}, $events->[0][0]) }
+      elsif ($what < 0.22) { sleep 2.2 }
+      else
+      {
+        @done = @$events;
+        one($dbh, q{SELECT coord.subscription_ack('outside', ?)}, $events->[0][0]);
+      }
+      1;
+    };
+    if (!$ok)
+    {
+      my $error = $@;
+      next if $dbh->state eq 'ZC001';
+      die $error if $dbh->ping;
+      eval { $dbh->disconnect };
+      $dbh = connect_child();
+      next;
+    }
+    print $out sprintf("%.6f %s %s\n", time, $_->[1], $_->[3]) foreach @done;
+    $idle_since = 0 if @$events;
+    $idle_since ||= time if -e $stop_reading && !@$events;
+    sleep 0.02 if !@$events;
+  }
+  $dbh->disconnect;
+  return;
+}
+
 # In another database: an open writer and a prepared one, all the time.
 my $prepared_there = session($node, 'other');
 $prepared_there->do('CREATE TABLE t (i int)');
@@ -175,6 +240,7 @@ $writer->do('INSERT INTO t VALUES (1)');
 $_->{AutoInactiveDestroy} = 1 foreach $prepared_there, $open_there, $writer;
 
 my @reading = map { my $n = $_; child("reader$n", sub { read_log($n, @_) }) } 1 .. $readers;
+my @consuming = map { my $n = $_; child("consumer$n", sub { consume($n, @_) }) } 1 .. 2;
 my @publishing = map { my $n = $_; child("publisher$n", sub { publish($n, @_) }) } 1 .. $publishers;
 
 # A backend is killed now and then; each time the whole server starts again.
@@ -200,6 +266,7 @@ foreach my $gid (@{ $dbh->selectcol_arrayref(q{SELECT gid FROM pg_prepared_xacts
 }
 append_to_file($stop_reading, '');
 waitpid $_, 0 foreach @reading;
+waitpid $_, 0 foreach splice @consuming;
 
 cmp_ok($kills, '>', 0, "$kills kills");
 my @truth = map { "$_->[0] $_->[1]" } @{ $dbh->selectall_arrayref('SELECT pos, data FROM coord.events ORDER BY pos') };
@@ -212,6 +279,31 @@ foreach my $n (1 .. $readers)
   $wrong++ while $wrong < @seen && $wrong < @truth && $seen[$wrong] eq $truth[$wrong];
   is($seen[$wrong] // 'the end', $truth[$wrong] // 'the end', "reader $n has seen what is committed, once and in order");
 }
+
+# Handlers were handed each once, and those of a key in order.
+foreach my $subscription (qw(each batch flaky))
+{
+  my $all = q{SELECT count(*) FROM handled WHERE subscription = ?};
+  eventually("$subscription: as many events as there are", $dbh, scalar(@truth), $all, $subscription);
+  is(one($dbh, q{SELECT count(DISTINCT h.pos) FROM handled h JOIN coord.events e ON e.pos = h.pos AND e.data = h.data
+    WHERE subscription = ?}, $subscription), scalar(@truth), "$subscription: each once");
+  is(one($dbh, q{SELECT count(*) FROM (SELECT pos, lag(pos) OVER (PARTITION BY key ORDER BY n) AS before FROM handled
+    WHERE subscription = ?) AS x WHERE pos < before}, $subscription), 0, "$subscription: of each key in order");
+}
+is(join(' ', map { join ',', @$_ } @{ $dbh->selectall_arrayref('SELECT name, parked, waiting FROM coord.subscriptions ORDER BY name') }),
+  'batch,0,0 each,0,0 flaky,0,0 outside,0,0', 'nothing is left');
+my (%consumed, @consumer_errors);
+foreach my $n (1, 2)
+{
+  foreach my $line (split /\n/, slurp_file("$dir/consumer$n"))
+  {
+    push @consumer_errors, $line if $line =~ /^ERROR/;
+    $consumed{$1}++ if $line =~ /^\S+ (\d+)/;
+  }
+}
+is_deeply(\@consumer_errors, [], 'consumers meet no errors');
+is(scalar(grep { !$consumed{ (split)[0] } } @truth), 0, 'consumers outside have had every event');
+is(scalar(keys %consumed), scalar(@truth), 'and none that there is not');
 
 # What was acknowledged is there, and of each publisher in order.
 my (%there, %last, @disorder);
