@@ -311,9 +311,54 @@ subscription_read_items(Statement *statement, Datum *values, Event **events)
 	return (int) rows;
 }
 
+static int
+compare_positions(const void *a, const void *b)
+{
+	int64		left = ((const Event *) a)->pos;
+	int64		right = ((const Event *) b)->pos;
+
+	return left < right ? -1 : left > right;
+}
+
 /*
- * Those that are due, at most "max", in order; where everything waits behind one that
- * has failed, only the first.
+ * Add to events that are due those that wait behind them, so that one who failed does
+ * not slow his key down for long.  Of each key these are the next ones.
+ */
+static int
+add_waiting(const Subscription *subscription, Event **events, int count, int max)
+{
+	static Statement read = {
+		"SELECT event, attempts FROM coord_internal.subscription_event"
+		" WHERE subscription = $1 AND key = ANY ($2) AND due_at IS NULL AND parked_at IS NULL AND token IS NULL"
+		" ORDER BY pos LIMIT $3",
+		3, {INT8OID, TEXTARRAYOID, INT8OID}
+	};
+	Datum	   *keys = palloc(sizeof(Datum) * Max(count, 1));
+	Datum		values[3];
+	Event	   *waiting;
+	int			nkeys = 0;
+	int			nwaiting;
+
+	for (int i = 0; i < count; i++)
+	{
+		if ((*events)[i].key != NULL)
+			keys[nkeys++] = CStringGetTextDatum((*events)[i].key);
+	}
+	if (nkeys == 0 || count == max)
+		return count;
+	values[0] = Int64GetDatum(subscription->id);
+	values[1] = PointerGetDatum(construct_array(keys, nkeys, TEXTOID, -1, false, TYPALIGN_INT));
+	values[2] = Int64GetDatum(max - count);
+	nwaiting = subscription_read_items(&read, values, &waiting);
+	*events = repalloc(*events, sizeof(Event) * (count + nwaiting));
+	memcpy(*events + count, waiting, sizeof(Event) * nwaiting);
+	qsort(*events, count + nwaiting, sizeof(Event), compare_positions);
+	return count + nwaiting;
+}
+
+/*
+ * Those that are due, at most "max", and with them what waits behind them, in order;
+ * where everything waits behind one that has failed, only the first.
  */
 int
 subscription_items(const Subscription *subscription, int max, Event **events)
@@ -326,12 +371,16 @@ subscription_items(const Subscription *subscription, int max, Event **events)
 		4, {INT8OID, TIMESTAMPTZOID, INT8OID, BOOLOID}
 	};
 	Datum		values[4];
+	int			count;
 
 	values[0] = Int64GetDatum(subscription->id);
 	values[1] = TimestampTzGetDatum(clock_now());
 	values[2] = Int64GetDatum(max);
 	values[3] = BoolGetDatum(subscription->on_error == ON_ERROR_STOP);
-	return subscription_read_items(&read, values, events);
+	count = subscription_read_items(&read, values, events);
+	if (subscription->on_error != ON_ERROR_PARK_KEY)
+		return count;
+	return add_waiting(subscription, events, count, max);
 }
 
 static bool

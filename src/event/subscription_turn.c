@@ -372,6 +372,9 @@ run_items(HandlerTurn *turn, const Event *events, int count)
 	{
 		if (turn->elsewhere)
 			fates[i].fate = FATE_NOT_REACHED;
+		else if (subscription->on_error == ON_ERROR_PARK_KEY && events[i].key != NULL &&
+				 is_behind(events, fates, i))
+			fates[i].fate = FATE_WAITS;
 		else
 			call_guarded(turn, &events[i], &fates[i]);
 	}
