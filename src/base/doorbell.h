@@ -123,6 +123,8 @@ typedef struct WorkerSlot
 	volatile int32 phase;
 	volatile Oid owner;
 	volatile TimestampTz since;
+	volatile int64 subscription;	/* in a turn of this one; 0: in none */
+	volatile bool look_again;	/* others were turned away from its subscription */
 	volatile int64 interrupt;	/* the saga whose step is to be cancelled */
 } WorkerSlot;
 

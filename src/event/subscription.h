@@ -12,6 +12,7 @@
 
 #include "datatype/timestamp.h"
 #include "fmgr.h"
+#include "storage/lock.h"
 #include "utils/jsonb.h"
 #include "utils/jsonpath.h"
 
@@ -67,6 +68,7 @@ extern Subscription *subscription_load(int64 id);
 extern Subscription *subscription_by_name(const char *name);
 extern bool subscription_lock(int64 id, bool wait);
 extern void subscription_unlock(int64 id);
+extern VirtualTransactionId *subscription_holders(int64 id);
 extern void subscription_move(Subscription *subscription, int64 position);
 extern int	subscription_read(const Subscription *subscription, int64 after, int64 upto, int max,
 							  Event **events, int64 *reached);

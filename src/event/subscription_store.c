@@ -138,6 +138,17 @@ subscription_lock(int64 id, bool wait)
 	return LockAcquire(&tag, ExclusiveLock, false, !wait) != LOCKACQUIRE_NOT_AVAIL;
 }
 
+/* Who has it locked: a list that ends with an invalid one. */
+VirtualTransactionId *
+subscription_holders(int64 id)
+{
+	LOCKTAG		tag;
+	int			count;
+
+	subscription_tag(&tag, id);
+	return GetLockConflicts(&tag, ExclusiveLock, &count);
+}
+
 /* Give the lock back, of a transaction that has written nothing under it. */
 void
 subscription_unlock(int64 id)

@@ -21,9 +21,12 @@
  * 1. A publisher rings once its events can be read, if somebody has asked for it
  *	  (event_shared.c).  event_round() asks before it reads how far the log can be read:
  *	  what it does not see rings.
- * 2. Two workers may be sent to a subscription.  Who finds it locked goes away, perhaps
- *	  for events that the other did not see.  So who has had it looks again after his
- *	  lock is released: what others were sent for can be read by then.
+ * 2. Two workers may be sent to a subscription.  Who finds it locked by the other one goes
+ *	  away, perhaps for something that this one has not seen.  So he tells him to look
+ *	  again, and then tries the lock once more.  If it is still locked, then by the other
+ *	  one, who will see what he was told when his turn is over, or by somebody whose turn
+ *	  began later and sees what is there.
+ * 3. Who rings at the end of his transaction may have the lock still.  He is waited for.
  *
  *-------------------------------------------------------------------------
  */
@@ -35,6 +38,9 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/lock.h"
+#include "storage/proc.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -46,6 +52,7 @@
 
 #include "base/access.h"
 #include "base/clock.h"
+#include "base/compat.h"
 #include "base/debug_point.h"
 #include "base/doorbell.h"
 #include "base/guc.h"
@@ -64,6 +71,10 @@
 /* Events a turn has when each is in a subtransaction. */
 #define CAREFUL_EVENTS 48
 
+/* How long a worker waits for a session that has the lock. */
+#define WAIT_MS 5
+#define WAIT_TIMES 100
+
 /* How long a worker stays with one subscription while others wait. */
 #define STAY_US 200000
 
@@ -71,6 +82,7 @@ typedef enum TurnResult
 {
 	TURN_IDLE,					/* nothing to do now */
 	TURN_BUSY,					/* somebody else has it */
+	TURN_WAITS,					/* so he has, and will not look again */
 	TURN_MORE					/* something was done, there may be more */
 } TurnResult;
 
@@ -82,8 +94,8 @@ typedef struct HandlerTurn
 	Oid			caller;
 	MemoryContext call_context;
 	int			handled;
+	bool		had_items;		/* it was for those put aside */
 	bool		elsewhere;		/* it cannot be called in this session */
-	int64		horizon;		/* how far the turn looked */
 } HandlerTurn;
 
 /* What has become of an event. */
@@ -453,38 +465,37 @@ run_events(HandlerTurn *turn, Event *events, int count, int64 reached, bool care
 }
 
 /*
- * One turn of a subscription, in the caller's transaction, in which no snapshot is
- * active.  Bare calls, without "careful", raise their errors.
+ * One turn of a subscription, which is locked, in the caller's transaction.  Bare calls, without "careful", raise their errors.
  */
 static TurnResult
 take_turn(HandlerTurn *turn, int64 id, bool careful)
 {
 	Subscription *subscription;
 	Event	   *events;
+	int64		horizon;
 	int64		reached;
 	int			count;
 
 	memset(turn, 0, sizeof(*turn));
-	if (!subscription_lock(id, false))
-		return TURN_BUSY;
 	subscription = turn->subscription = subscription_load(id);
 	if (subscription == NULL || subscription->paused || subscription->handler == NULL || !prepare(turn))
 		return TURN_IDLE;
 	count = subscription_items(subscription, CAREFUL_EVENTS, &events);
 	if (count > 0)
 	{
+		turn->had_items = true;
 		run_items(turn, events, count);
 		return turn->elsewhere ? TURN_IDLE : TURN_MORE;
 	}
 	if (subscription->on_error == ON_ERROR_STOP && subscription_has_items(subscription))
 		return TURN_IDLE;
-	turn->horizon = event_horizon();
-	if (turn->horizon <= subscription->position)
+	horizon = event_horizon();
+	if (horizon <= subscription->position)
 		return TURN_IDLE;
-	count = subscription_read(subscription, subscription->position, turn->horizon,
+	count = subscription_read(subscription, subscription->position, horizon,
 							  careful ? Min(CAREFUL_EVENTS, subscription->batch_size) : subscription->batch_size,
 							  &events, &reached);
-	if (count == 0 && reached == turn->horizon)
+	if (count == 0 && reached == horizon)
 	{
 		if (reached - subscription->position > SUBSCRIPTION_IDLE_POSITIONS)
 			subscription_move(subscription, reached);
@@ -541,8 +552,6 @@ charge_suspect(HandlerTurn *turn, int64 id, int64 *charged)
 
 	*charged = 0;
 	memset(turn, 0, sizeof(*turn));
-	if (!subscription_lock(id, false))
-		return TURN_BUSY;
 	subscription = turn->subscription = subscription_load(id);
 	if (subscription == NULL || subscription->paused || subscription->handler == NULL)
 		return TURN_IDLE;
@@ -560,9 +569,8 @@ charge_suspect(HandlerTurn *turn, int64 id, int64 *charged)
 		*charged = gone ? 0 : events[0].pos;
 		return TURN_MORE;
 	}
-	turn->horizon = event_horizon();
 	count = suspect_passed >= subscription->batch_size ? 0 :
-		subscription_read(subscription, subscription->position, turn->horizon,
+		subscription_read(subscription, subscription->position, event_horizon(),
 						  Min(CAREFUL_EVENTS, subscription->batch_size), &events, &reached);
 	if (count == 0)
 	{
@@ -618,6 +626,71 @@ start_transaction(void)
 	return installation_state() == ENGINE_RUNNING;
 }
 
+/* This worker. */
+static WorkerSlot *
+my_worker(void)
+{
+	for (int i = 0; i < COORD_MAX_WORKERS; i++)
+	{
+		if (coord_shared->workers[i].pid == MyProcPid)
+			return &coord_shared->workers[i];
+	}
+	elog(ERROR, "this is no worker");
+}
+
+/* The worker that has a subscription locked for a turn; NULL: none, or somebody else has. */
+static WorkerSlot *
+who_has_it(int64 id)
+{
+	VirtualTransactionId *holders = subscription_holders(id);
+
+	for (int i = 0; i < COORD_MAX_WORKERS && VirtualTransactionIdIsValid(holders[0]); i++)
+	{
+		WorkerSlot *worker = &coord_shared->workers[i];
+		VirtualTransactionId theirs;
+
+		if (worker->state == WORKER_FREE || worker->pid == 0 || worker->subscription != id)
+			continue;
+		GET_VXID_FROM_PGPROC(theirs, ProcGlobal->allProcs[worker->procno]);
+		if (VirtualTransactionIdEquals(theirs, holders[0]))
+			return worker;
+	}
+	return NULL;
+}
+
+typedef enum LockOutcome
+{
+	LOCK_TAKEN,
+	LOCK_OF_WORKER,				/* who will look again */
+	LOCK_OF_OTHER				/* for a while now */
+} LockOutcome;
+
+/* Lock a subscription for a turn; see the file header, 2 and 3. */
+static LockOutcome
+take_lock(int64 id)
+{
+	static uint32 wait_event = 0;
+
+	for (int i = 0; i < WAIT_TIMES; i++)
+	{
+		WorkerSlot *worker;
+
+		if (subscription_lock(id, false))
+			return LOCK_TAKEN;
+		worker = who_has_it(id);
+		if (worker != NULL)
+		{
+			worker->look_again = true;
+			pg_memory_barrier();
+			return subscription_lock(id, false) ? LOCK_TAKEN : LOCK_OF_WORKER;
+		}
+		(void) WaitLatch(MyLatch, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, WAIT_MS,
+						 coord_wait_event(&wait_event, "CoordSubscriptionLock"));
+		CHECK_FOR_INTERRUPTS();
+	}
+	return LOCK_OF_OTHER;
+}
+
 /* When something that was put aside is due, somebody looks. */
 static void
 note_due(int64 id)
@@ -635,6 +708,9 @@ worker_turn(HandlerTurn *turn, int64 id, bool careful)
 	TurnResult	result;
 	int64		charged = 0;
 
+	my_worker()->subscription = id;
+	my_worker()->look_again = false;
+	pg_memory_barrier();
 	if (!start_transaction())
 	{
 		CommitTransactionCommand();
@@ -647,7 +723,18 @@ worker_turn(HandlerTurn *turn, int64 id, bool careful)
 		CommitTransactionCommand();
 		return TURN_IDLE;
 	}
-	result = suspect ? charge_suspect(turn, id, &charged) : take_turn(turn, id, careful);
+	switch (take_lock(id))
+	{
+		case LOCK_TAKEN:
+			result = suspect ? charge_suspect(turn, id, &charged) : take_turn(turn, id, careful);
+			break;
+		case LOCK_OF_WORKER:
+			result = TURN_BUSY;
+			break;
+		default:
+			result = TURN_WAITS;
+			break;
+	}
 	if (result == TURN_IDLE)
 		note_due(id);
 	CommitTransactionCommand();
@@ -657,18 +744,6 @@ worker_turn(HandlerTurn *turn, int64 id, bool careful)
 		CommitTransactionCommand();
 	suspect_release(true);
 	return result;
-}
-
-/* Could others have been sent for events that a turn did not see? */
-static bool
-look_again(int64 horizon)
-{
-	bool		again = false;
-
-	if (start_transaction())
-		again = event_horizon() > horizon;
-	CommitTransactionCommand();
-	return again;
 }
 
 /*
@@ -690,11 +765,12 @@ subscription_work(int64 id, bool *again)
 	*again = false;
 	while (result == TURN_MORE && done)
 	{
-		HandlerTurn turn;
+		HandlerTurn turn = {0};
 		volatile bool failed = false;
 
 		CHECK_FOR_INTERRUPTS();
-		if (GetCurrentTimestamp() > until)
+		/* Who has failed bare is tried with care now: the time is not up before. */
+		if (!careful && GetCurrentTimestamp() > until)
 		{
 			*again = true;
 			break;
@@ -702,8 +778,8 @@ subscription_work(int64 id, bool *again)
 		PG_TRY();
 		{
 			result = worker_turn(&turn, id, careful);
-			careful = false;
-			if (result == TURN_IDLE && turn.horizon != 0 && look_again(turn.horizon))
+			careful = careful && turn.had_items;
+			if (result == TURN_IDLE && my_worker()->look_again)
 				result = TURN_MORE;
 		}
 		PG_CATCH();
@@ -733,9 +809,11 @@ subscription_work(int64 id, bool *again)
 		PG_END_TRY();
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(context);
+		*again = result == TURN_WAITS;
 		if (failed)
 			result = TURN_MORE;
 	}
+	my_worker()->subscription = 0;
 	MemoryContextDelete(context);
 	return done;
 }
@@ -813,8 +891,12 @@ bool
 subscription_session_turn(int64 id, int *handled)
 {
 	HandlerTurn turn;
-	TurnResult	result = take_turn(&turn, id, true);
+	TurnResult	result;
 
+	*handled = 0;
+	if (!subscription_lock(id, false))
+		return false;
+	result = take_turn(&turn, id, true);
 	*handled = turn.handled;
 	return result == TURN_MORE;
 }

@@ -105,6 +105,7 @@ worker_exit(int code, Datum arg)
 	my_slot->state = WORKER_FREE;
 	my_slot->pid = 0;
 	my_slot->current = 0;
+	my_slot->subscription = 0;
 	LWLockRelease(&coord_shared->lock);
 	if (slot != NULL)
 		ConditionVariableBroadcast(&slot->workers_changed);
