@@ -1338,3 +1338,20 @@ COMMENT ON COLUMN coord.parked.sqlstate IS 'The code of the last error; 57P02: t
 COMMENT ON COLUMN coord.parked.error IS 'The last error.';
 COMMENT ON COLUMN coord.parked.event IS 'The event.';
 COMMENT ON COLUMN coord.parked.waiting IS 'How many wait behind it.';
+
+COMMENT ON FUNCTION coord.stream_load(text, text, jsonb, bigint) IS
+$$The state of a stream: its events folded by a reducer, from the newest snapshot on.
+stream: required. reducer: required: a function f(state jsonb, event jsonb) that returns jsonb, looked up in the search_path and
+called as you; event has the columns of coord.event as members. initial: the state before the first event, default {}. at_version:
+the state as it was then; default, or beyond the end: now.
+Returns the state, the version that it is of and its position; initial, 0 and null when there is no such stream, or none that you
+may use.
+Errors: 42883 no such reducer; 42P13 it does not return jsonb; 42501 it may not be called; 22004 null, or it returned null; 22023 a
+negative version; 55000 events that it would need were truncated.
+Example: SELECT state FROM coord.stream_load('account-7', 'account_state', '{"balance": 0}');$$;
+COMMENT ON FUNCTION coord.stream_snapshot(text, text, jsonb) IS
+$$Keeps the state of a stream, so that coord.stream_load() with the same reducer and initial state has less to read. The two newest
+are kept. A reducer whose source has changed does not use them.
+stream, reducer, initial: as coord.stream_load(). Returns the version that it is of; 0: no such stream.
+Errors: as coord.stream_load(); 42501 the caller is not a member of the stream's owner; 25006 read-only or on a standby.
+Example: SELECT coord.stream_snapshot('account-7', 'account_state', '{"balance": 0}');$$;

@@ -48,6 +48,7 @@ GRANT EXECUTE ON FUNCTION
   coord.append(text, text, jsonb, bigint, jsonb, uuid, uuid, text, text), coord.append_many(text, jsonb, bigint),
   coord.coordinate(text, jsonb), coord.coordination_events(text), coord.stream_read(text, bigint, int, boolean),
   coord.stream_version(text), coord.stream_truncate(text, bigint), coord.stream_tombstone(text, text),
+  coord.stream_load(text, text, jsonb, bigint), coord.stream_snapshot(text, text, jsonb),
   coord.log_read(bigint, int, text[]),
   coord.subscribe(text, text[], text, text, text[], text, bigint, jsonpath, text, int, int, int, text, name),
   coord.unsubscribe(text), coord.subscription_pause(text, text), coord.subscription_resume(text, text),

@@ -64,6 +64,19 @@ CREATE UNIQUE INDEX stream_event_pos ON coord_internal.stream_event (pos);
 CREATE UNIQUE INDEX stream_event_id ON coord_internal.stream_event (stream, event_id) WHERE event_id IS NOT NULL;
 CREATE INDEX stream_event_coordination ON coord_internal.stream_event (coordination_id, pos) WHERE coordination_id IS NOT NULL;
 
+-- What can be told again from the events, as long as these are there: after a truncation
+-- it is all there is of them.
+CREATE TABLE coord_internal.stream_snapshot (
+  stream text NOT NULL,
+  reducer bigint NOT NULL,
+  version bigint NOT NULL,
+  pos bigint NOT NULL,
+  state jsonb NOT NULL,
+  taken_at timestamptz NOT NULL,
+  PRIMARY KEY (stream, reducer, version)
+);
+
+SELECT pg_catalog.pg_extension_config_dump('coord_internal.stream_snapshot', '');
 SELECT pg_catalog.pg_extension_config_dump('coord_internal.event_position', '');
 SELECT pg_catalog.pg_extension_config_dump('coord_internal.event_log', '');
 SELECT pg_catalog.pg_extension_config_dump('coord_internal.stream', '');
@@ -94,6 +107,10 @@ CREATE FUNCTION coord.stream_read(stream text, from_version bigint DEFAULT 1, ma
   RETURNS SETOF coord.event AS 'MODULE_PATHNAME', 'coord_stream_read' LANGUAGE C;
 CREATE FUNCTION coord.stream_version(stream text)
   RETURNS bigint AS 'MODULE_PATHNAME', 'coord_stream_version' LANGUAGE C;
+CREATE FUNCTION coord.stream_load(stream text, reducer text, initial jsonb DEFAULT '{}', at_version bigint DEFAULT NULL)
+  RETURNS TABLE (state jsonb, version bigint, pos bigint) AS 'MODULE_PATHNAME', 'coord_stream_load' LANGUAGE C;
+CREATE FUNCTION coord.stream_snapshot(stream text, reducer text, initial jsonb DEFAULT '{}')
+  RETURNS bigint AS 'MODULE_PATHNAME', 'coord_stream_snapshot' LANGUAGE C;
 CREATE FUNCTION coord.stream_truncate(stream text, before_version bigint)
   RETURNS bigint AS 'MODULE_PATHNAME', 'coord_stream_truncate' LANGUAGE C;
 CREATE FUNCTION coord.stream_tombstone(stream text, reason text DEFAULT NULL)

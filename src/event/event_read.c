@@ -96,8 +96,8 @@ return_events(ReturnSetInfo *result, uint64 rows)
 }
 
 /* Two arguments for VISIBLE_STREAM. */
-static void
-set_reader(Datum *values)
+void
+event_set_reader(Datum *values)
 {
 	Oid			user = GetUserId();
 
@@ -154,7 +154,7 @@ coord_log_read(PG_FUNCTION_ARGS)
 	values[0] = Int64GetDatum(after);
 	values[1] = Int64GetDatum(event_horizon());
 	values[3] = BoolGetDatum(all);
-	set_reader(&values[6]);
+	event_set_reader(&values[6]);
 	query_begin(&scope);
 	return_events(result, query_run_latest(&read, values, nulls, 0));
 	query_end(&scope);
@@ -187,7 +187,7 @@ coord_stream_read(PG_FUNCTION_ARGS)
 	installation_check();
 	values[1] = Int64GetDatum(PG_ARGISNULL(1) ? 1 : PG_GETARG_INT64(1));
 	values[2] = Int64GetDatum(get_limit(fcinfo, 2));
-	set_reader(&values[3]);
+	event_set_reader(&values[3]);
 	query_begin(&scope);
 	values[0] = CStringGetTextDatum(stream);
 	return_events(result, query_run(!PG_ARGISNULL(3) && PG_GETARG_BOOL(3) ? &backward : &forward,
@@ -212,7 +212,7 @@ coord_coordination_events(PG_FUNCTION_ARGS)
 
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	installation_check();
-	set_reader(&values[1]);
+	event_set_reader(&values[1]);
 	query_begin(&scope);
 	values[0] = CStringGetTextDatum(coordination_id);
 	return_events(result, query_run(&read, values, NULL, 0));

@@ -25,6 +25,7 @@
 	"  WHERE g.kind = 'stream' AND starts_with(s.stream, g.name) AND pg_has_role(" role ", g.role, 'MEMBER')" \
 	"  AND (pg_has_role(g.granted_by, s.owner, 'MEMBER') OR pg_has_role(g.granted_by, 'coord_admin', 'MEMBER'))))"
 
+extern void event_set_reader(Datum *values);
 extern void event_read_patterns(const char *what, Datum patterns, Datum *exact, Datum *prefixes, bool *all);
 
 #endif							/* COORD_EVENT_READ_H */

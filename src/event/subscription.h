@@ -72,7 +72,7 @@ extern VirtualTransactionId *subscription_holders(int64 id);
 extern void subscription_move(Subscription *subscription, int64 position);
 extern int	subscription_read(const Subscription *subscription, int64 after, int64 upto, int max,
 							  Event **events, int64 *reached);
-extern int	subscription_read_items(Statement *statement, Datum *values, Event **events);
+extern int	subscription_read_items(Statement *statement, Datum *values, bool latest, Event **events);
 extern int	subscription_items(const Subscription *subscription, int max, Event **events);
 extern bool subscription_has_items(const Subscription *subscription);
 extern bool subscription_key_is_blocked(const Subscription *subscription, const char *key);

@@ -150,7 +150,7 @@ read_taken(const Subscription *subscription, int64 token, Event **events)
 
 	values[0] = Int64GetDatum(subscription->id);
 	values[1] = Int64GetDatum(token);
-	return subscription_read_items(&read, values, events);
+	return subscription_read_items(&read, values, true, events);
 }
 
 static void
@@ -234,7 +234,7 @@ wake_waiting(const Subscription *subscription)
 	};
 	Datum		value = Int64GetDatum(subscription->id);
 	Event	   *events;
-	int			count = subscription_read_items(&read, &value, &events);
+	int			count = subscription_read_items(&read, &value, true, &events);
 	Delivery   *deliveries;
 	HTAB	   *keys;
 

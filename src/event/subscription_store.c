@@ -302,16 +302,19 @@ subscription_read(const Subscription *subscription, int64 after, int64 upto, int
  * ----------------------------------------------------------------
  */
 
-/* Events by a statement that returns them with their attempts. */
+/*
+ * Events by a statement that returns them with their attempts; as they are now, or in
+ * the snapshot of the caller.
+ */
 int
-subscription_read_items(Statement *statement, Datum *values, Event **events)
+subscription_read_items(Statement *statement, Datum *values, bool latest, Event **events)
 {
 	MemoryContext context = CurrentMemoryContext;
 	QueryScope	scope;
 	uint64		rows;
 
 	query_begin(&scope);
-	rows = query_run_latest(statement, values, NULL, 0);
+	rows = latest ? query_run_latest(statement, values, NULL, 0) : query_run(statement, values, NULL, 0);
 	*events = MemoryContextAlloc(context, sizeof(Event) * Max(rows, 1));
 	for (uint64 i = 0; i < rows; i++)
 	{
@@ -360,7 +363,7 @@ add_waiting(const Subscription *subscription, Event **events, int count, int max
 	values[0] = Int64GetDatum(subscription->id);
 	values[1] = PointerGetDatum(construct_array(keys, nkeys, TEXTOID, -1, false, TYPALIGN_INT));
 	values[2] = Int64GetDatum(max - count);
-	nwaiting = subscription_read_items(&read, values, &waiting);
+	nwaiting = subscription_read_items(&read, values, true, &waiting);
 	*events = repalloc(*events, sizeof(Event) * (count + nwaiting));
 	memcpy(*events + count, waiting, sizeof(Event) * nwaiting);
 	qsort(*events, count + nwaiting, sizeof(Event), compare_positions);
@@ -388,7 +391,7 @@ subscription_items(const Subscription *subscription, int max, Event **events)
 	values[1] = TimestampTzGetDatum(clock_now());
 	values[2] = Int64GetDatum(max);
 	values[3] = BoolGetDatum(subscription->on_error == ON_ERROR_STOP);
-	count = subscription_read_items(&read, values, events);
+	count = subscription_read_items(&read, values, true, events);
 	if (subscription->on_error != ON_ERROR_PARK_KEY)
 		return count;
 	return add_waiting(subscription, events, count, max);
