@@ -1311,8 +1311,8 @@ COMMENT ON COLUMN coord.subscriptions.owner IS 'Who subscribed; the handler runs
 COMMENT ON COLUMN coord.subscriptions.state IS 'active, paused, blocked (the handler cannot be called; last_error says why), stopped (on_error is stop, and one is parked).';
 COMMENT ON COLUMN coord.subscriptions.position IS 'Events up to here are handled, in hand or put aside.';
 COMMENT ON COLUMN coord.subscriptions.head IS 'Up to here events can be read; null on a standby.';
-COMMENT ON COLUMN coord.subscriptions.lag_events IS 'Positions in between: no fewer than events.';
-COMMENT ON COLUMN coord.subscriptions.lag_time IS 'Age of the first published event after the cursor.';
+COMMENT ON COLUMN coord.subscriptions.lag_events IS 'Positions in between, which are no fewer than events; null on a standby.';
+COMMENT ON COLUMN coord.subscriptions.lag_time IS 'Age of the first published event after the cursor; null on a standby.';
 COMMENT ON COLUMN coord.subscriptions.last_error IS 'Why the handler cannot be called, else the last error of an event that was put aside.';
 COMMENT ON COLUMN coord.subscriptions.parked IS 'Events that were given up; see coord.parked.';
 COMMENT ON COLUMN coord.subscriptions.waiting IS 'Events that failed and will be tried again, or wait behind one.';

@@ -115,8 +115,8 @@ CREATE VIEW coord.subscriptions WITH (security_barrier) AS
               WHEN s.problem IS NOT NULL THEN 'blocked'
               WHEN s.on_error = 'stop' AND q.parked > 0 THEN 'stopped'
               ELSE 'active' END AS state,
-         c.position, h.head, greatest(h.head - c.position, 0) AS lag_events,
-         CASE WHEN h.head > c.position THEN coord_internal.now() - l.at ELSE interval '0' END AS lag_time,
+         c.position, h.head, CASE WHEN h.head > c.position THEN h.head - c.position WHEN h.head IS NOT NULL THEN 0 END AS lag_events,
+         CASE WHEN h.head > c.position THEN coord_internal.now() - l.at WHEN h.head IS NOT NULL THEN interval '0' END AS lag_time,
          coalesce(s.problem, e.error) AS last_error, q.parked, q.waiting, d.leased, s.handler, s.types, s.streams, s.emits, s.paused_at,
          s.pause_reason, c.moved_at, s.created_at
   FROM coord_internal.subscription s
