@@ -1355,3 +1355,35 @@ are kept. A reducer whose source has changed does not use them.
 stream, reducer, initial: as coord.stream_load(). Returns the version that it is of; 0: no such stream.
 Errors: as coord.stream_load(); 42501 the caller is not a member of the stream's owner; 25006 read-only or on a standby.
 Example: SELECT coord.stream_snapshot('account-7', 'account_state', '{"balance": 0}');$$;
+
+COMMENT ON FUNCTION coord.projection_define(text, text[], text, text) IS
+$$Defines a projection: tables that a handler keeps in step with events from the beginning on, one after the other; it stops at one that
+fails. It is a subscription of that name, which coord.unsubscribe() ends. Again: alters it, and keeps its cursor.
+name, types, handler: as coord.subscribe(), required. reset: a function without arguments that returns void and empties the tables,
+for coord.projection_rebuild().
+Errors: as coord.subscribe(); 42883 no such function reset; 42P13 it does not return void; 42501 it may not be called.
+Example: SELECT coord.projection_define('balances', '{deposited,withdrawn}', 'book', reset => 'forget_balances');$$;
+COMMENT ON FUNCTION coord.projection_rebuild(text) IS
+$$Calls the projection's reset, as its owner, and moves its cursor to the beginning, in your transaction: others see the old tables
+until it commits. Reads what is retained of the log, and all of streams.
+name: required.
+Errors: 42704 no such projection of yours; 55000 it was defined without reset; 22004 null; what reset raises.
+Example: SELECT coord.projection_rebuild('balances');$$;
+COMMENT ON FUNCTION coord.projection_wait(text, bigint, interval) IS
+$$Waits until a projection has handled everything up to a position, such as one from coord.publish() or coord.last_position().
+name, position: required. timeout: default 10 s. Returns whether it has.
+Errors: 42704 no such projection; 25001 the position is of this transaction, or its isolation level is not read committed; 22004
+null; 22023 a negative timeout; 25006 on a standby.
+Example: SELECT coord.projection_wait('balances', coord.last_position());$$;
+COMMENT ON VIEW coord.projections IS 'Projections of roles that the reader is a member of; of all for coord_admin and pg_monitor.';
+COMMENT ON COLUMN coord.projections.name IS 'Its name, and that of its subscription.';
+COMMENT ON COLUMN coord.projections.owner IS 'Who defined it.';
+COMMENT ON COLUMN coord.projections.state IS 'As coord.subscriptions.state.';
+COMMENT ON COLUMN coord.projections.position IS 'Events up to here are handled, unless one has failed.';
+COMMENT ON COLUMN coord.projections.head IS 'Up to here events can be read; null on a standby.';
+COMMENT ON COLUMN coord.projections.lag_events IS 'Positions in between.';
+COMMENT ON COLUMN coord.projections.lag_time IS 'Age of the first published event after the cursor.';
+COMMENT ON COLUMN coord.projections.last_error IS 'What it stopped at.';
+COMMENT ON COLUMN coord.projections.handler IS 'The function that keeps it in step.';
+COMMENT ON COLUMN coord.projections.reset IS 'The function that empties it.';
+COMMENT ON COLUMN coord.projections.types IS 'Patterns of types.';

@@ -51,7 +51,8 @@ GRANT EXECUTE ON FUNCTION
   coord.stream_load(text, text, jsonb, bigint), coord.stream_snapshot(text, text, jsonb),
   coord.log_read(bigint, int, text[]),
   coord.subscribe(text, text[], text, text, text[], text, bigint, jsonpath, text, int, int, int, text, name),
-  coord.unsubscribe(text), coord.subscription_pause(text, text), coord.subscription_resume(text, text),
+  coord.projection_define(text, text[], text, text), coord.projection_rebuild(text),
+  coord.projection_wait(text, bigint, interval), coord.unsubscribe(text), coord.subscription_pause(text, text), coord.subscription_resume(text, text),
   coord.subscription_seek(text, bigint, timestamptz), coord.parked_replay(text, text), coord.parked_drop(text, bigint, text),
   coord.subscription_poll(text, int, interval, interval), coord.subscription_ack(text, bigint, bigint),
   coord.subscription_nack(text, bigint, bigint[], interval), coord.subscription_extend(text, bigint, interval)

@@ -68,6 +68,10 @@ CREATE TABLE coord_internal.subscription_delivery (
   PRIMARY KEY (subscription, token)
 );
 
+-- Subscriptions of the same name that keep tables in step, and what empties these.
+CREATE TABLE coord_internal.projection (name text PRIMARY KEY, reset text);
+
+SELECT pg_catalog.pg_extension_config_dump('coord_internal.projection', '');
 SELECT pg_catalog.pg_extension_config_dump('coord_internal.subscription', '');
 SELECT pg_catalog.pg_extension_config_dump('coord_internal.subscription_id', '');
 SELECT pg_catalog.pg_extension_config_dump('coord_internal.subscription_cursor', '');
@@ -109,6 +113,13 @@ CREATE FUNCTION coord.subscription_nack(name text, token bigint, positions bigin
 CREATE FUNCTION coord.subscription_extend(name text, token bigint, lease interval DEFAULT '30 s')
   RETURNS timestamptz AS 'MODULE_PATHNAME', 'coord_subscription_extend' LANGUAGE C;
 
+CREATE FUNCTION coord.projection_define(name text, types text[], handler text, reset text DEFAULT NULL)
+  RETURNS void AS 'MODULE_PATHNAME', 'coord_projection_define' LANGUAGE C;
+CREATE FUNCTION coord.projection_rebuild(name text)
+  RETURNS void AS 'MODULE_PATHNAME', 'coord_projection_rebuild' LANGUAGE C;
+CREATE FUNCTION coord.projection_wait(name text, "position" bigint, timeout interval DEFAULT '10 s')
+  RETURNS boolean AS 'MODULE_PATHNAME', 'coord_projection_wait' LANGUAGE C;
+
 CREATE VIEW coord.subscriptions WITH (security_barrier) AS
   SELECT s.name, coord_internal.role_name(s.owner) AS owner,
          CASE WHEN s.paused_at IS NOT NULL THEN 'paused'
@@ -139,3 +150,7 @@ CREATE VIEW coord.parked WITH (security_barrier) AS
           WHERE w.subscription = i.subscription AND w.key = i.key AND w.pos > i.pos) AS waiting
   FROM coord_internal.subscription_event i JOIN coord_internal.subscription s ON s.id = i.subscription
   WHERE i.parked_at IS NOT NULL AND ((SELECT coord_internal.sees_all()) OR coord_internal.is_mine(s.owner));
+
+CREATE VIEW coord.projections WITH (security_barrier) AS
+  SELECT s.name, s.owner, s.state, s.position, s.head, s.lag_events, s.lag_time, s.last_error, s.handler, p.reset, s.types
+  FROM coord_internal.projection p JOIN coord.subscriptions s ON s.name = p.name;

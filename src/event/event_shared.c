@@ -373,6 +373,13 @@ event_own_position(void)
 	return transaction_position;
 }
 
+/* From where on the open transaction may have events, 0: it has none. */
+int64
+event_own_first(void)
+{
+	return my_publisher == NULL ? 0 : (int64) pg_atomic_read_u64(&my_publisher->lower);
+}
+
 /* The lowest that a prepared publisher may have, less one; "horizon" if there is none. */
 static int64
 below_prepared(int64 horizon)

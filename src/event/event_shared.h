@@ -16,6 +16,7 @@ extern void event_publisher_enter(void);
 extern int64 event_position_next(void);
 extern int64 event_horizon(void);
 extern int64 event_own_position(void);
+extern int64 event_own_first(void);
 extern void event_ask_for_rings(void);
 extern void event_wait_begin(void);
 extern bool event_wait_until(TimestampTz until);

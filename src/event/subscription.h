@@ -88,6 +88,8 @@ extern Datum event_field(const Event *event, int column, bool *isnull);
 extern Jsonb *event_document(const Event *event);
 
 /* subscription_define.c */
+extern Datum coord_subscribe(PG_FUNCTION_ARGS);
+extern Datum coord_subscription_seek(PG_FUNCTION_ARGS);
 extern Subscription *subscription_lock_mine(const char *name);
 extern Oid	subscription_handler(const Subscription *subscription, char **reason);
 

@@ -402,6 +402,7 @@ coord_unsubscribe(PG_FUNCTION_ARGS)
 		{"DELETE FROM coord_internal.subscription_delivery WHERE subscription = $1", 1, {INT8OID}},
 		{"DELETE FROM coord_internal.subscription_event WHERE subscription = $1", 1, {INT8OID}},
 		{"DELETE FROM coord_internal.subscription_cursor WHERE subscription = $1", 1, {INT8OID}},
+		{"DELETE FROM coord_internal.projection p USING coord_internal.subscription s WHERE s.id = $1 AND p.name = s.name", 1, {INT8OID}},
 		{"DELETE FROM coord_internal.subscription WHERE id = $1", 1, {INT8OID}}
 	};
 	char	   *name = check_text(fcinfo, 0, "name");

@@ -485,6 +485,7 @@ take_turn(HandlerTurn *turn, int64 id, bool careful)
 	{
 		turn->had_items = true;
 		run_items(turn, events, count);
+		event_wake_waiters();
 		return turn->elsewhere ? TURN_IDLE : TURN_MORE;
 	}
 	if (subscription->on_error == ON_ERROR_STOP && subscription_has_items(subscription))
@@ -504,6 +505,7 @@ take_turn(HandlerTurn *turn, int64 id, bool careful)
 	reached = run_events(turn, events, count, reached, careful);
 	if (reached > subscription->position)
 		subscription_move(subscription, reached);
+	event_wake_waiters();
 	DEBUG_POINT("event_turn_done");
 	return turn->elsewhere ? TURN_IDLE : TURN_MORE;
 }

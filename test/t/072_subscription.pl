@@ -373,6 +373,62 @@ cmp_ok(one($dbh, q{SELECT count(*) FROM coord.parked WHERE name = 'ann'}), '>=',
 is(one($dbh, q{SELECT count(*) FROM coord.subscriptions WHERE name IN ('c', 'ann')}), 2, 'and changes nothing');
 $ann->do(q{SELECT coord.unsubscribe('ann')});
 
+### Projections
+
+$dbh->do($_) foreach (
+  'CREATE TABLE work.balance (account text PRIMARY KEY, amount int)',
+  q{CREATE FUNCTION work.book(e coord.event) RETURNS void LANGUAGE sql AS
+    $$ INSERT INTO work.balance VALUES (e.stream, (e.data #>> '{}')::int)
+       ON CONFLICT (account) DO UPDATE SET amount = balance.amount + EXCLUDED.amount $$},
+  q{CREATE FUNCTION work.forget() RETURNS void LANGUAGE sql AS $$ DELETE FROM work.balance $$},
+  q{SELECT coord.append('acc-1', 'deposited', '10'), coord.append('acc-2', 'deposited', '5'), coord.append('acc-1', 'deposited', '-3')},
+  q{SELECT coord.projection_define('balances', '{deposited}', 'book', reset => 'forget')});
+my $balances = q{SELECT string_agg(account || '=' || amount, ' ' ORDER BY account) FROM work.balance};
+is(one($dbh, q{SELECT coord.projection_wait('balances', coord.last_position(), '1 ms')}), 0, 'a projection that lags');
+handle();
+is(one($dbh, $balances), 'acc-1=7 acc-2=5', 'reads from the beginning');
+is(one($dbh, q{SELECT coord.projection_wait('balances', coord.last_position(), '1 ms')}), 1, 'has got there');
+$dbh->do('UPDATE work.balance SET amount = 1000');
+$dbh->do('BEGIN');
+one($dbh, q{SELECT coord.projection_rebuild('balances')});
+is(one($other, $balances), 'acc-1=1000 acc-2=1000', 'while it is reset others see the old tables');
+$dbh->do('ROLLBACK');
+is(handle(), 0, 'undone with the transaction');
+one($dbh, q{SELECT coord.projection_rebuild('balances')});
+is(one($dbh, $balances), undef, 'emptied');
+handle();
+is(one($dbh, $balances), 'acc-1=7 acc-2=5', 'and made anew');
+is(join('|', map { $_ // '' } $dbh->selectrow_array('SELECT name, state, lag_events, last_error, handler, reset FROM coord.projections')),
+  'balances|active|0||work.book|work.forget', 'coord.projections');
+$dbh->do(q{SELECT coord.append('acc-1', 'deposited', '"much"'), coord.append('acc-1', 'deposited', '1')});
+handle();
+is(one($dbh, $balances), 'acc-1=7 acc-2=5', 'it stops at what fails');
+like(one($dbh, 'SELECT last_error FROM coord.projections'), qr/invalid input syntax/, 'and says why');
+is(one($dbh, q{SELECT coord.projection_wait('balances', coord.last_position(), '1 ms')}), 0, 'and has not got there');
+$dbh->do('BEGIN');
+one($dbh, q{SELECT coord.publish('x')});
+like(error_of($dbh, q{SELECT coord.projection_wait('balances', coord.last_position())}), qr/^25001 cannot wait for position/, 'its own events');
+$dbh->do('ROLLBACK');
+$dbh->do('BEGIN ISOLATION LEVEL REPEATABLE READ');
+like(error_of($dbh, q{SELECT coord.projection_wait('balances', 1)}), qr/^25001/, 'a snapshot that is kept');
+$dbh->do('ROLLBACK');
+$dbh->do(q{CREATE FUNCTION public.bobs(e jsonb) RETURNS void LANGUAGE sql AS ''});
+like(error_of($bob, "SELECT coord.$_"), qr/^42704/, "$_: not for others")
+  foreach (q{projection_rebuild('balances')}, q{projection_define('balances', '{*}', 'public.bobs')});
+$dbh->do(q{CREATE FUNCTION work.forget_as() RETURNS void LANGUAGE sql AS $$ INSERT INTO work.done (note) SELECT current_user $$});
+$ann->do(q{SELECT coord.projection_define('hers', '{never}', 'handle', reset => 'forget_as')});
+one($dbh, q{SELECT coord.projection_rebuild('hers')});
+is(done('note'), 'ann', 'reset runs as the owner');
+like(error_of($dbh, "SELECT coord.$_->[0]"), qr/^$_->[1]/, $_->[0]) foreach (
+  [q{projection_define('e', '{*}', NULL)}, '22004 handler must not be null'], [q{projection_define('e', '{*}', 'book', 'nosuch')}, '42883 function nosuch\(\) does not exist'],
+  [q{projection_define('e', '{*}', 'book', 'pg_catalog.now')}, '42P13'], [q{projection_define('e', '{*}', 'nosuch')}, '42883'],
+  [q{projection_rebuild('nosuch')}, '42704'], [q{projection_rebuild('c')}, '42704 projection "c" does not exist'],
+  [q{projection_wait('nosuch', 1)}, '42704'], [q{projection_wait('hers', NULL)}, '22004'], [q{projection_wait('hers', 1, '-1 s')}, '22023']);
+$dbh->do(q{SELECT coord.projection_define('plain', '{*}', 'book')});
+like(error_of($dbh, q{SELECT coord.projection_rebuild('plain')}), qr/^55000/, 'without reset');
+one($dbh, 'SELECT coord.unsubscribe(?)', $_) foreach ('plain', 'hers', 'balances');
+is(one($dbh, 'SELECT count(*) FROM coord_internal.projection'), 0, 'unsubscribe ends it');
+
 ### Bad input
 
 my @errors = (
