@@ -131,11 +131,18 @@ sub publish
     my $error = $@;
     # Killed, or somebody else was: what became of it the table says.
     die $error if $dbh->ping;
-    eval { $dbh->disconnect };
-    $dbh = connect_child();
-    foreach my $gid (@{ $dbh->selectcol_arrayref("SELECT gid FROM pg_prepared_xacts WHERE gid LIKE 'torture $number %'") })
+    # It may be killed again meanwhile.
+    my $tidy;
+    until ($tidy)
     {
-      $dbh->do("COMMIT PREPARED '$gid'");
+      eval { $dbh->disconnect };
+      $dbh = connect_child();
+      $tidy = eval {
+        $dbh->do("COMMIT PREPARED '$_'")
+          foreach @{ $dbh->selectcol_arrayref("SELECT gid FROM pg_prepared_xacts WHERE gid LIKE 'torture $number %'") };
+        1;
+      };
+      die $@ if !$tidy && $dbh->ping;
     }
   }
   $dbh->disconnect;
