@@ -121,6 +121,9 @@ sub after_signal
   sleep 0.01 until $proxy->tell('status') =~ $expected || time > $end;
   return like($proxy->tell('status'), $expected, "SIG$signal");
 }
+# The session before is gone, or it would hang, too.
+my $gone_by = time + 20;
+sleep 0.01 until $proxy->connections == 0 || time > $gone_by;
 $dbh = through();
 after_signal('USR1', qr/^connections=1 hanging=1 fired=0 hanging$/);
 after_signal('USR2', qr/^connections=1 hanging=0 fired=0 forwarding$/);
